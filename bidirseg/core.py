@@ -167,18 +167,28 @@ class RunConfig:
     target: dict = field(default_factory=dict)      # unlabelled domain: the same; its labels are never opened
     evaluation: dict = field(default_factory=dict)  # labelled images of the target domain, for scoring only
     data_root: 'str | None' = None     # the folder that holds the data sets
-    height: int = 96                   # training size, pixels
+    height: int = 96                   # size that images are brought to for training and prediction, pixels
     width: int = 192
+    source_height: 'int | None' = None # the same for the source where it differs
+    source_width: 'int | None' = None
+    crop_height: 'int | None' = None   # size of training crops; none: the whole size
+    crop_width: 'int | None' = None
     arch: str = 'deeplabv3plus'
     backbone: str = 'resnet18'
     weights: 'str | None' = None       # torchvision's name of pretrained weights, or none
     output_stride: int = 16
-    feature_dim: int = 256             # channels of the feature before the classifier
+    feature_dim: 'int | None' = None   # channels of the feature before the classifier; none: as the backbone suggests
     seed: int = 0
     device: str = 'auto'               # auto, cpu, cuda or cuda:N
     rounds: int = 2                    # rounds of self-distillation
     oracle: bool = False               # also train on the target's labels, for the scale of the scores
     settings: dict = field(default_factory=dict)    # stage name -> settings of that stage
+    @property
+    def size(self) -> tuple[int, int]: return self.height, self.width
+    @property
+    def source_size(self) -> tuple[int, int]: return self.source_height or self.height, self.source_width or self.width
+    @property
+    def crop(self) -> tuple[int, int]: return self.crop_height or self.height, self.crop_width or self.width
 
 # %% ../nbs/00_core.ipynb #406c5728
 def stage_names(config: RunConfig) -> list[str]:

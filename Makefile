@@ -1,0 +1,32 @@
+# Every command below is safe to repeat; the first ones set .venv up when something changed.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test docs readme lab
+
+help:    ## list these targets
+	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
+
+setup: $(READY)    ## create .venv and install the package with its development tools
+	@echo "setup: .venv is ready"
+
+$(READY): settings.ini constraints.txt setup.py tools/setup.sh
+	@PYTHON="$(PYTHON)" bash tools/setup.sh
+	@touch $@
+
+demo: setup    ## run the whole method on the embedded scenes into runs/demo
+	$(BIN)/bidirseg run demo --run-dir runs/demo
+
+test: setup    ## export, clean, every notebook and every test
+	@$(BIN)/python tools/test.py
+
+docs: setup    ## build the site from the notebooks into _docs
+	@$(BIN)/python tools/docs.py
+
+readme: setup    ## write README.md from nbs/index.ipynb
+	@$(BIN)/python tools/readme.py
+
+lab: setup    ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab nbs

@@ -1,0 +1,46 @@
+"Packaging: everything about the package is read from settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+from shutil import copy2, rmtree
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+config = ConfigParser(delimiters=['='])
+config.read('settings.ini', encoding='utf-8')
+cfg = config['DEFAULT']
+
+
+class BuildWithNotebooks(build_py):
+    "A built package carries the stage notebooks, so that a run needs no repository; an editable one finds them in nbs/."
+
+    def run(self):
+        package = Path(self.build_lib)/cfg['lib_name']
+        if not self.editable_mode: rmtree(package, ignore_errors=True)   # nothing of an earlier build
+        super().run()
+        if self.editable_mode: return
+        (package/'nbs').mkdir(parents=True, exist_ok=True)
+        for nb in sorted(Path(cfg['nbs_path']).glob('[0-9]*.ipynb')): copy2(nb, package/'nbs'/nb.name)
+
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else cfg['description'],
+    long_description_content_type='text/markdown',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    keywords=cfg['keywords'].split(),
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]),
+    package_data={cfg['lib_name']: ['presets/*.toml']},
+    python_requires=f">={cfg['min_python']}",
+    install_requires=cfg['requirements'].split(),
+    extras_require={'dev': cfg['dev_requirements'].split()},
+    entry_points={'console_scripts': cfg['console_scripts'].split()},
+    cmdclass={'build_py': BuildWithNotebooks},
+    zip_safe=False,
+)

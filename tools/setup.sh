@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Makes .venv and installs the package, editable, with its development tools under constraints.txt.
+# Called by `make setup`; safe to repeat. PYTHON names the interpreter to try first.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+log=.venv/setup.log
+torch_index=https://download.pytorch.org/whl/cpu
+
+say()  { echo "setup: $*"; }
+stop() { printf 'setup: Seen: %s. Wanted: %s. Fix: %s.\n' "$1" "$2" "$3" >&2; exit 1; }
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+# --- the interpreter: the first of these that is 3.11 or later
+uv=$(command -v uv || true)
+python=
+for name in "${PYTHON:-python3}" python3.13 python3.12 python3.11 python3.14; do
+    recent "$name" && { python=$name; break; }
+done
+if [ -z "$python" ] && [ -z "$uv" ]; then
+    stop "$("${PYTHON:-python3}" --version 2>&1 | head -n 1)" "Python 3.11 or later" \
+         "install one and run 'make setup PYTHON=/path/to/python3.11', or install uv, which brings its own"
+fi
+
+# --- the environment
+if recent .venv/bin/python; then
+    say "using .venv ($(.venv/bin/python --version))"
+else
+    say "creating .venv with ${uv:-$python -m venv}"
+    if [ -n "$uv" ]; then made=$("$uv" venv --clear --seed --python "${python:-3.13}" .venv 2>&1)
+    else made=$("$python" -m venv --clear .venv 2>&1); fi || {
+        rm -rf .venv
+        echo "$made" | tail -n 5 >&2
+        if [ -n "$uv" ]; then
+            stop "uv could not make .venv" "a Python it can use, and a network to fetch pip" "mend what uv names above and repeat"
+        fi
+        stop "'$python -m venv' failed" "Python's venv and ensurepip modules" \
+             "install them (on Debian and Ubuntu: apt install python3-venv) or install uv, and repeat"
+    }
+fi
+
+# --- the installer: uv does not read pip's configuration, so it is told where pip would look
+options=(-c constraints.txt)
+if [ -n "$uv" ]; then
+    pip=("$uv" pip install --python .venv/bin/python)
+    links=${PIP_FIND_LINKS-$(.venv/bin/python -m pip config list 2>/dev/null | sed -n "s/.*\.find-links='\(.*\)'/\1/p")}
+    for link in $links; do
+        case $link in *://*) options+=(--find-links "$link");; *) [ -e "$link" ] && options+=(--find-links "$link");; esac
+    done
+else
+    pip=(.venv/bin/python -m pip install --progress-bar off --retries 2)
+fi
+
+# --- torch: the CPU build is a tenth of the other one, so it is looked for where no GPU is
+wanted=$(sed -n 's/^torch==//p' constraints.txt)
+has_torch() { .venv/bin/python -c "from importlib.metadata import version as v; assert v('torch').split('+')[0] == '$wanted'" 2>/dev/null; }
+has_gpu() { command -v nvidia-smi >/dev/null || [ -e /dev/nvidia0 ]; }
+local_cpu() { "${pip[@]}" "${options[@]}" --dry-run --no-index --no-deps torch 2>&1 | grep '+cpu' >/dev/null; }
+answers() { .venv/bin/python -c "from urllib.request import urlopen; urlopen('$torch_index/torch/', timeout=5)" 2>/dev/null; }
+if [ "$(uname -s)" = Linux ] && ! has_gpu && ! has_torch; then
+    if local_cpu; then
+        say "no NVIDIA GPU here: taking the CPU build of torch that lies on this machine"
+    elif answers; then
+        say "no NVIDIA GPU here: taking the CPU build of torch from $torch_index"
+        options+=(--extra-index-url "$torch_index")
+        [ -n "$uv" ] && options+=(--index-strategy unsafe-best-match)
+    else
+        say "no CPU build of torch found ($torch_index does not answer): the ordinary one is a download of several GB"
+    fi
+fi
+
+# --- the packages
+install() {
+    "${pip[@]}" "${options[@]}" "$@" 2>&1 | tee -a "$log" | grep --line-buffered -E 'Downloading .*[0-9] ?(M|G)i?B'
+    [ "${PIPESTATUS[0]}" -eq 0 ] && return
+    if grep -q 'No space left' "$log"; then
+        stop "the disk is full" "about 3 GB for .venv" "make room and repeat; what is installed is kept"
+    elif grep -qiE 'connection (refused|reset|broken)|failed to establish|name resolution|name or service|unreachable|timed out|dns error|error sending request|tunnel connection|ProxyError|SSLError|certificate' "$log"; then
+        grep -iE 'error|warning' "$log" | tail -n 3 >&2
+        stop "the package index did not answer" "a network, or the packages in a folder" \
+             "connect (or set HTTPS_PROXY, or PIP_INDEX_URL for another index; UV_DEFAULT_INDEX with uv) and repeat; what is installed is kept"
+    fi
+    tail -n 15 "$log" >&2
+    stop "the installer failed, see $log" "the packages of settings.ini under constraints.txt" "mend what it names above and repeat"
+}
+: > "$log"
+say "installing bidirseg and its development tools (a few minutes the first time; details in $log)"
+install setuptools
+install --no-build-isolation -e '.[dev]'
+.venv/bin/python -c 'import bidirseg' || stop "bidirseg does not import" "a whole installation" "rm -r .venv and repeat"
+say "installed torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), bidirseg $(.venv/bin/python -c 'import bidirseg; print(bidirseg.__version__)')"
