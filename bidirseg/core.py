@@ -6,10 +6,10 @@
 __all__ = ['InputError', 'check_name', 'parse_value', 'make_settings', 'seed_of', 'stream', 'numpy_stream', 'seeded',
            'atomic_path', 'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'RunConfig',
            'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'start_run', 'load_run', 'stage_dir',
-           'peak_memory', 'versions', 'Stage', 'run_lock', 'pick_device', 'progress']
+           'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished', 'run_lock', 'pick_device', 'progress']
 
 # %% ../nbs/00_core.ipynb #f5c0a959
-import contextlib, dataclasses, difflib, fcntl, hashlib, json, os, platform, resource, sys, tempfile, time, tomllib
+import contextlib, contextvars, dataclasses, difflib, fcntl, hashlib, json, os, platform, resource, sys, tempfile, time, tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -150,6 +150,7 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
                 ) -> str:         # 16 hexadecimal digits
     "Content hash of a file or of a folder."
     path, h = Path(path), hashlib.sha256()
+    if not path.exists(): raise InputError(f"no {path}", "what an earlier stage writes", "run the stages before this one")
     for p in sorted(path.rglob('*')) if path.is_dir() else [path]:
         if not p.is_file(): continue
         if path.is_dir(): h.update(str(p.relative_to(path)).encode())
@@ -283,6 +284,12 @@ def versions() -> dict[str, str]:
                 torchvision=torchvision.__version__, sklearn=sklearn.__version__, numpy=np.__version__)
 
 # %% ../nbs/00_core.ipynb #ffc54601
+class Unfinished(Exception):
+    "A stage that was only asked whether it is complete has work to do."
+
+_ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
+
+# %% ../nbs/00_core.ipynb #80dfe128
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -304,8 +311,11 @@ class Stage:
         return old.get('key') == self.key and all((self.dir/f).exists() and fingerprint(self.dir/f) == h for f, h in old['outputs'].items())
 
     def __enter__(self) -> 'Stage':
-        self.dir.mkdir(parents=True, exist_ok=True)
         self.skip, self.start = self.finished, time.time()
+        if _ONLY_LOOK.get():
+            if self.skip: return self
+            raise Unfinished(self.name)
+        self.dir.mkdir(parents=True, exist_ok=True)
         if self.skip: print(f'{self.name}: nothing to do, {self.dir} is complete')
         else: (self.dir/'stage.json').unlink(missing_ok=True)
         return self
@@ -320,7 +330,16 @@ class Stage:
             stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=outputs, seconds=round(time.time() - self.start + self.extra.pop('seconds_before', 0), 1),
             peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), threads=torch.get_num_threads(), **self.extra))
 
-# %% ../nbs/00_core.ipynb #807a4872
+# %% ../nbs/00_core.ipynb #92773792
+def is_finished(work: Callable[[], Any]) -> bool:
+    "Whether a function that opens a `Stage` would find it complete."
+    token = _ONLY_LOOK.set(True)
+    try: work()
+    except Unfinished: return False
+    finally: _ONLY_LOOK.reset(token)
+    return True
+
+# %% ../nbs/00_core.ipynb #ad3376b9
 @contextlib.contextmanager
 def run_lock(run_dir: str | Path):
     "Hold a run directory; raises `InputError` when somebody else does."
@@ -330,7 +349,7 @@ def run_lock(run_dir: str | Path):
         except OSError: raise InputError(f"{run_dir} is in use by another process", "a run directory for itself", "wait for it, or choose another --run-dir") from None
         yield
 
-# %% ../nbs/00_core.ipynb #a18ef8b9
+# %% ../nbs/00_core.ipynb #ca1e35b9
 def pick_device(name: str = 'auto') -> torch.device:
     "The device a run computes on; `auto` takes a GPU where there is one."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -339,7 +358,7 @@ def pick_device(name: str = 'auto') -> torch.device:
     try: return torch.device(name)
     except RuntimeError: raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "set device=auto") from None
 
-# %% ../nbs/00_core.ipynb #ad3376b9
+# %% ../nbs/00_core.ipynb #53e8b629
 def progress(items: Iterable, what: str, total: int | None = None, start: int = 0) -> tqdm:
     "A progress bar with rate and time left, on standard output, that suits a terminal and a notebook alike."
     return tqdm(items, desc=what, total=total, initial=start, mininterval=2.0, file=sys.stdout, ascii=' .oO', ncols=100, smoothing=0.1)

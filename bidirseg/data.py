@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'CITYSCAPES13', 'LABEL_SPACES', 'MERGES',
            'CITYSCAPES_IDS', 'SYNTHIA_IDS', 'READERS', 'LabelSpace', 'without', 'id_table', 'Images', 'Pairs',
-           'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes', 'gta5', 'open_ids16',
-           'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target', 'open_evaluation', 'open_oracle',
-           'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader', 'DataSettings', 'survey',
-           'show_domains', 'save_figure', 'run', 'small_run']
+           'images_only', 'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes', 'gta5',
+           'open_ids16', 'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target', 'open_evaluation',
+           'open_oracle', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader',
+           'DataSettings', 'survey', 'show_domains', 'save_figure', 'run', 'small_run']
 
 # %% ../nbs/02_data.ipynb #0db7127c
 import inspect, json, os, re
@@ -136,7 +136,12 @@ class Pairs(Images):
             raise InputError(f"label map {self.label_items[i]} has ids {found[:8]} on {bad.mean():.1%} of its pixels", f"ids of {self.name}: {np.flatnonzero(self.table >= 0).tolist()}", "check the data set's name, or the file")
         return ids.astype(np.uint8)
 
-# %% ../nbs/02_data.ipynb #c96e8a94
+# %% ../nbs/02_data.ipynb #552021c0
+def images_only(pairs: Images) -> Images:
+    "The images without their labels."
+    return Images(pairs.name, pairs.items, pairs.keys, pairs.open_image)
+
+# %% ../nbs/02_data.ipynb #efd0800b
 def open_rgb(path: Path) -> Image.Image:
     "Open an image file as RGB; a file that is not a readable image raises `InputError` with its name."
     try:
@@ -145,7 +150,7 @@ def open_rgb(path: Path) -> Image.Image:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise InputError(f"{path} cannot be read as an image ({type(e).__name__}: {e})", "a whole image file", "replace or remove it") from None
 
-# %% ../nbs/02_data.ipynb #efd0800b
+# %% ../nbs/02_data.ipynb #1af1c69f
 def open_ids(path: Path) -> np.ndarray:  # (h, w) integers
     "Open a label map as ids, whatever its depth; the first channel counts."
     try:
@@ -155,7 +160,7 @@ def open_ids(path: Path) -> np.ndarray:  # (h, w) integers
         raise InputError(f"{path} cannot be read as a label map ({type(e).__name__}: {e})", "a whole image file", "replace or remove it") from None
     return a if a.ndim == 2 else a[..., 0]
 
-# %% ../nbs/02_data.ipynb #840bc908
+# %% ../nbs/02_data.ipynb #0208b7c3
 def find_root(root: str | Path | None,  # the data set's own folder, or one that holds it under `folder`
               folder: str,              # the data set's usual folder
               inside: str,              # a sub-folder that must be there
@@ -168,7 +173,7 @@ def find_root(root: str | Path | None,  # the data set's own folder, or one that
     if not root.is_dir(): raise InputError(f"no folder {root}", f"a folder with {folder}/{inside}", "set data_root to where the data sets are")
     raise InputError(f"{root} holds neither {folder}/{inside} nor {inside}", f"the data set's official layout", "set data_root, or check that the data set is unpacked")
 
-# %% ../nbs/02_data.ipynb #0208b7c3
+# %% ../nbs/02_data.ipynb #58692d62
 def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in order
             labels: dict[str, Path] | None,            # key -> label path; None: no labels
             table: np.ndarray | None = None, skip_missing: bool = False, **more) -> Images:
@@ -184,7 +189,7 @@ def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in 
     if labels is None: return Images(**common)
     return Pairs(**common, label_items=tuple(labels[k] for k, _ in files), open_label=open_ids, table=table, **more)
 
-# %% ../nbs/02_data.ipynb #58692d62
+# %% ../nbs/02_data.ipynb #8f2e2401
 def _files(folder: Path, suffixes=('.png', '.jpg', '.jpeg')) -> list[Path]:
     "Image files below a folder, in name order."
     return sorted(p for p in folder.rglob('*') if p.suffix.lower() in suffixes and p.is_file() and not p.name.startswith('.'))
@@ -196,7 +201,7 @@ def _ids(pairs: dict[int, int], ignored=()) -> np.ndarray:
     table[list(pairs)] = list(pairs.values())
     return table
 
-# %% ../nbs/02_data.ipynb #67ee1053
+# %% ../nbs/02_data.ipynb #800bceb3
 def camvid(root, labelled: bool = True, split: str = 'train',  # train, val, test, or several joined by +
            drives: list[str] | None = None,                    # file-name prefixes; None: all
            ) -> Images:
@@ -211,7 +216,7 @@ def camvid(root, labelled: bool = True, split: str = 'train',  # train, val, tes
     if drives and not files: raise InputError(f"no image of drives {drives} in {root}", "drives that are there", f"choose from {', '.join(sorted({p.name.split('_')[0] for s in splits for p in _files(root/s)}))}")
     return pair_up('camvid', files, labels if labelled else None, _ids({i: i for i in range(11)}, ignored=[11]))
 
-# %% ../nbs/02_data.ipynb #5444c625
+# %% ../nbs/02_data.ipynb #bcbb25a5
 def idd_lite(root, labelled: bool = True, split: str = 'train', part: str = 'all') -> Images:
     "IDD-Lite, 7 classes."
     check_name(part, ('all', 'fit', 'dev'), 'part')
@@ -224,11 +229,11 @@ def idd_lite(root, labelled: bool = True, split: str = 'train', part: str = 'all
     labels = {key(p, ann, '_label'): p for p in _files(ann, ('.png',)) if p.stem.endswith('_label')} if labelled else None
     return pair_up('idd_lite', files, labels, _ids({i: i for i in range(7)}))
 
-# %% ../nbs/02_data.ipynb #32284a00
+# %% ../nbs/02_data.ipynb #b6046b44
 CITYSCAPES_IDS = dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19)))
 SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6, 17: 12, 19: 15, 21: 3}
 
-# %% ../nbs/02_data.ipynb #b6046b44
+# %% ../nbs/02_data.ipynb #7f22c773
 def cityscapes(root, labelled: bool = True, split: str = 'train') -> Images:
     "Cityscapes, 19 classes: leftImg8bit and gtFine labelIds."
     root = find_root(root, 'Cityscapes', f'leftImg8bit/{split}')
@@ -238,14 +243,14 @@ def cityscapes(root, labelled: bool = True, split: str = 'train') -> Images:
     labels = {str(p.relative_to(ann)).removesuffix(end): p for p in _files(ann) if p.name.endswith(end)} if labelled else None
     return pair_up('cityscapes', files, labels, _ids(CITYSCAPES_IDS, ignored=range(35)))
 
-# %% ../nbs/02_data.ipynb #7f22c773
+# %% ../nbs/02_data.ipynb #6fcd1bee
 def gta5(root, labelled: bool = True, skip_missing: bool = False) -> Images:
     "GTA5 (Playing for Data), Cityscapes' ids in palette PNGs; label maps of another size are brought to the image's."
     root = find_root(root, 'GTA5', 'images')
     labels = {p.stem: p for p in _files(root/'labels')} if labelled else None
     return pair_up('gta5', [(p.stem, p) for p in _files(root/'images')], labels, _ids(CITYSCAPES_IDS, ignored=range(35)), skip_missing, **({'resize_label': True} if labelled else {}))
 
-# %% ../nbs/02_data.ipynb #6fcd1bee
+# %% ../nbs/02_data.ipynb #8232a290
 def open_ids16(path: Path) -> np.ndarray:
     "The first channel's low byte of a 16 bit RGB PNG; Pillow by itself keeps the high byte, which is zero."
     try:
@@ -256,7 +261,7 @@ def open_ids16(path: Path) -> np.ndarray:
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         raise InputError(f"{path} cannot be read as a label map ({type(e).__name__}: {e})", "a whole image file", "replace or remove it") from None
 
-# %% ../nbs/02_data.ipynb #8232a290
+# %% ../nbs/02_data.ipynb #34ac824a
 def synthia(root, labelled: bool = True) -> Images:
     "SYNTHIA-RAND-CITYSCAPES: 16 bit label PNGs, class id in the first channel."
     root = find_root(root, 'SYNTHIA/RAND_CITYSCAPES', 'RGB')
@@ -264,7 +269,7 @@ def synthia(root, labelled: bool = True) -> Images:
     out = pair_up('synthia', [(p.stem, p) for p in _files(root/'RGB')], labels, _ids(SYNTHIA_IDS, ignored=range(23)))
     return replace(out, open_label=open_ids16) if labelled else out
 
-# %% ../nbs/02_data.ipynb #ec7a13ae
+# %% ../nbs/02_data.ipynb #11811166
 def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'labels', space: str = 'cityscapes19') -> Images:
     "Any folder of images, with or without label maps in train ids of a known label space."
     check_name(space, LABEL_SPACES, 'label space')
@@ -274,13 +279,13 @@ def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'l
     n = len(LABEL_SPACES[space])
     return pair_up('folder', [(p.stem, p) for p in _files(root/images)], found, _ids({i: i for i in range(n)}))
 
-# %% ../nbs/02_data.ipynb #6e42ec0e
+# %% ../nbs/02_data.ipynb #de148912
 def _scene(what: int, domain: str, size: tuple[int, int], seed: int):
     "The image (0) or the label map (1) of a scene."
     out = draw_scene(domain, seed, *size)[what]
     return out if what else Image.fromarray(out)
 
-# %% ../nbs/02_data.ipynb #de148912
+# %% ../nbs/02_data.ipynb #3c3eb553
 def scenes(root=None, labelled: bool = True, domain: str = 'game', first: int = 0, count: int = 200,  # seeds first ... first + count - 1
            height: int = 96, width: int = 192) -> Images:
     "Drawn street scenes; nothing is read from disk."
@@ -291,11 +296,11 @@ def scenes(root=None, labelled: bool = True, domain: str = 'game', first: int = 
     if not labelled: return Images(**common)
     return Pairs(**common, label_items=seeds, open_label=partial(_scene, 1, domain, (height, width)), table=_ids({i: i for i in range(19)}))
 
-# %% ../nbs/02_data.ipynb #9fdfea11
+# %% ../nbs/02_data.ipynb #d220493f
 READERS = dict(scenes=(scenes, 'cityscapes19'), camvid=(camvid, 'camvid11'), idd_lite=(idd_lite, 'idd_lite7'), cityscapes=(cityscapes, 'cityscapes19'),
                gta5=(gta5, 'cityscapes19'), synthia=(synthia, 'cityscapes19'), folder=(folder, None))
 
-# %% ../nbs/02_data.ipynb #d220493f
+# %% ../nbs/02_data.ipynb #6d874656
 def open_domain(spec: dict,             # dataset, its reader's options, take, root
                 label_space: str,       # the classes wanted
                 labelled: bool = True,  # False: an `Images`, and no label folder is looked at
@@ -317,7 +322,7 @@ def open_domain(spec: dict,             # dataset, its reader's options, take, r
     to = id_table(have, LABEL_SPACES[check_name(label_space, LABEL_SPACES, 'label space')])
     return replace(out, table=np.where(out.table >= 0, to[np.clip(out.table, 0, 255)], -1).astype(np.int16))
 
-# %% ../nbs/02_data.ipynb #6d874656
+# %% ../nbs/02_data.ipynb #ed9e7296
 def open_source(config: RunConfig) -> Pairs:
     "The labelled domain of a run."
     return open_domain(config.source, config.label_space, True, config.data_root)
@@ -334,7 +339,7 @@ def open_oracle(config: RunConfig) -> Pairs:
     "The target's training images with labels: for the oracle alone, which nothing else ever reads."
     return open_domain(config.target, config.label_space, True, config.data_root)
 
-# %% ../nbs/02_data.ipynb #dc588fb4
+# %% ../nbs/02_data.ipynb #03e94b0d
 def augment(height: int, width: int,      # of the crop, pixels
             scale: tuple[float, float] = (0.5, 1.5),  # range of the random resize
             jitter: float = 0.5,          # strength of brightness, contrast and saturation jitter
@@ -346,7 +351,7 @@ def augment(height: int, width: int,      # of the crop, pixels
     if jitter: steps += [v2.ColorJitter(jitter, jitter, jitter)]
     return v2.Compose(steps)
 
-# %% ../nbs/02_data.ipynb #90de84fd
+# %% ../nbs/02_data.ipynb #f867f66e
 def strong_view(cutout: float = 0.2,  # side of the box, as a share of the width
                 ) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     "A view of an image: (3, h, w) uint8 -> the view, and (h, w) True where it is visible."
@@ -362,7 +367,7 @@ def strong_view(cutout: float = 0.2,  # side of the box, as a share of the width
         return torch.where(visible, pick(pick(image)), torch.tensor(0, dtype=image.dtype)), visible
     return view
 
-# %% ../nbs/02_data.ipynb #401c7d67
+# %% ../nbs/02_data.ipynb #d87ca682
 class Samples(Dataset):
     "Images of a domain with maps of their own, resized and augmented; indexed by (position, draw)."
     def __init__(self, images: Images, size: tuple[int, int],   # height, width that images are brought to
@@ -391,7 +396,7 @@ class Samples(Dataset):
         sample = {k: (tv_tensors.Image if k == 'image' else tv_tensors.Mask)(torch.from_numpy(a.copy())) for k, a in self.read(i).items()}
         with seeded(self.seed, 'sample', self.images.name, draw): return dict(self.transform(sample) if self.transform else sample, index=i)
 
-# %% ../nbs/02_data.ipynb #47836f1b
+# %% ../nbs/02_data.ipynb #ff5c1f0c
 class Batches:
     "Batches of (position, draw), a shuffled epoch after the other, from step `start` to `stop`."
     def __init__(self, n: int, batch_size: int, seed: int, start: int, stop: int):
@@ -410,26 +415,26 @@ class Batches:
                 batch.append((order[draw % self.n], draw))
             yield batch
 
-# %% ../nbs/02_data.ipynb #a218bf5a
+# %% ../nbs/02_data.ipynb #7a0b0028
 def default_workers(device: torch.device) -> int:
     "Data workers beside the training process: none on a small machine's CPU, where both would share the same cores."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return min(8, cores // 2) if device.type == 'cuda' else 0
 
-# %% ../nbs/02_data.ipynb #7a0b0028
+# %% ../nbs/02_data.ipynb #4b8d23bd
 def train_loader(samples: Samples, batch_size: int, start: int, stop: int,  # steps
                  workers: int = 0) -> DataLoader:
     "Batches of `samples` for the steps start ... stop - 1; the same whatever the number of workers."
     return DataLoader(samples, batch_sampler=Batches(len(samples), batch_size, samples.seed, start, stop), num_workers=workers,
                       generator=stream(samples.seed, 'loader'), pin_memory=torch.cuda.is_available())
 
-# %% ../nbs/02_data.ipynb #5c673119
+# %% ../nbs/02_data.ipynb #8f429d2e
 @dataclass(frozen=True)
 class DataSettings:
     "Settings of the data check."
     sample: int = 40   # images opened per domain, evenly spaced
 
-# %% ../nbs/02_data.ipynb #8f429d2e
+# %% ../nbs/02_data.ipynb #3ccc0b90
 def survey(images: Images, space: LabelSpace, sample: int) -> dict:
     "Counts, sizes, colours and, where there are labels, class shares of an evenly spaced sample."
     picks = np.unique(np.linspace(0, len(images) - 1, min(sample, len(images))).round().astype(int)).tolist()
@@ -446,7 +451,7 @@ def survey(images: Images, space: LabelSpace, sample: int) -> dict:
         out |= dict(ignored=round(float(hist[IGNORE] / hist.sum()), 4), class_share={c: round(float(n / max(1, hist[:len(space)].sum())), 6) for c, n in zip(space.classes, hist)})
     return out
 
-# %% ../nbs/02_data.ipynb #3ccc0b90
+# %% ../nbs/02_data.ipynb #320f7557
 def show_domains(source: Pairs, target: Images, space: LabelSpace, n: int = 4):
     "A figure: source images over their labels, and target images, which have none."
     fig, axes = plt.subplots(3, n, figsize=(2.6 * n, 4.4), dpi=60)
@@ -458,14 +463,14 @@ def show_domains(source: Pairs, target: Images, space: LabelSpace, n: int = 4):
     fig.tight_layout()
     return fig
 
-# %% ../nbs/02_data.ipynb #320f7557
+# %% ../nbs/02_data.ipynb #cba04cbd
 def save_figure(fig, path: Path) -> Path:
     "Write a figure atomically as PNG and close it."
     with atomic_path(path) as tmp: fig.savefig(tmp, bbox_inches='tight')
     plt.close(fig)
     return Path(path)
 
-# %% ../nbs/02_data.ipynb #cba04cbd
+# %% ../nbs/02_data.ipynb #d460154d
 def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the stage's folder
     "The stage: look at both domains, write `check.json` and `domains.png`."
     config = load_run(run_dir)
@@ -480,7 +485,7 @@ def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the st
         save_figure(show_domains(source, target, space), st.dir/'domains.png')
     return st.dir
 
-# %% ../nbs/02_data.ipynb #21b866d2
+# %% ../nbs/02_data.ipynb #caf8f87f
 def small_run(folder: str | Path, **changes) -> Path:
     "Start a run on a few small scenes, for trying a stage."
     scene = lambda domain, first, count: dict(dataset='scenes', domain=domain, first=first, count=count, height=48, width=96)

@@ -11,7 +11,7 @@ __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'ARCHS', 'PUBLISHED_NAM
 # %% ../nbs/03_model.ipynb #c7614e91
 from pathlib import Path
 from typing import NamedTuple
-import warnings
+import pickle, warnings
 
 import numpy as np
 import torch
@@ -112,12 +112,12 @@ def build_backbone(name: str,                    # one of BACKBONES
     known = torchvision.models.get_model_weights(name)
     weights = known[check_name(weights, known.__members__, f'weights of {name}')]
     try: net = torchvision.models.get_model(name, weights=weights)
-    except (OSError, RuntimeError) as e:
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as e:
         raise InputError(f"{weights} could not be had ({e})", f"{Path(weights.url).name} in torch hub's cache, or a network",
                          f"set weights=none for a random start, or put {weights.url} into {torch.hub.get_dir()}/checkpoints (TORCH_HOME moves it)") from None
     return wrap(net, output_stride)
 
-# %% ../nbs/03_model.ipynb #5a0185d3
+# %% ../nbs/03_model.ipynb #35371fea
 def conv_bn_relu(inputs: int, outputs: int,  # channels
                  kernel: int = 1,            # side, pixels: 1 or 3
                  dilation: int = 1,
@@ -126,7 +126,7 @@ def conv_bn_relu(inputs: int, outputs: int,  # channels
     conv = nn.Conv2d(inputs, outputs, kernel, padding=dilation * (kernel // 2), dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-# %% ../nbs/03_model.ipynb #35371fea
+# %% ../nbs/03_model.ipynb #e9024da8
 class ASPP(nn.Module):
     "Context at several distances: 1 x 1, three dilated 3 x 3, and the whole image."
     def __init__(self, inputs: int,     # channels of the coarse map
@@ -147,7 +147,7 @@ class ASPP(nn.Module):
         mean = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[2:])
         return self.dropout(self.project(torch.cat([*(f(x) for f in self.branches), mean], 1)))
 
-# %% ../nbs/03_model.ipynb #0e336d52
+# %% ../nbs/03_model.ipynb #5c106ee6
 class Decoder(nn.Module):
     "Join context and fine map to one feature per pixel of stride 4."
     def __init__(self, low_channels: int,  # channels of the fine map
@@ -166,13 +166,13 @@ class Decoder(nn.Module):
         x = torch.cat([upsample(context, low.shape[2:]), self.low(low)], 1)
         return self.dropout(self.second(self.first(x)))
 
-# %% ../nbs/03_model.ipynb #8a37a7ce
+# %% ../nbs/03_model.ipynb #a039227a
 class SegmentationOutput(NamedTuple):
     "What a network says about every pixel of stride 4."
     features: Tensor  # (b, d, ceil(h/4), ceil(w/4))
     logits: Tensor    # (b, classes, ceil(h/4), ceil(w/4))
 
-# %% ../nbs/03_model.ipynb #d68f0f2f
+# %% ../nbs/03_model.ipynb #95d59660
 class DeepLabV3Plus(nn.Module):
     "Backbone, ASPP, decoder, linear classifier; see `build_model`."
     def __init__(self, backbone: nn.Module,  # gives the fine and the coarse map
@@ -196,10 +196,10 @@ class DeepLabV3Plus(nn.Module):
         features = self.decoder(self.aspp(high), low)
         return SegmentationOutput(features, self.classifier(features))
 
-# %% ../nbs/03_model.ipynb #95d59660
+# %% ../nbs/03_model.ipynb #843df753
 ARCHS = {'deeplabv3plus': DeepLabV3Plus}
 
-# %% ../nbs/03_model.ipynb #1e0e77b0
+# %% ../nbs/03_model.ipynb #24c7e032
 def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
                 backbone: str = 'resnet101',      # one of BACKBONES
                 num_classes: int = 19,            # number of train ids
@@ -219,7 +219,7 @@ def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
     model.build_args = dict(arch=arch, backbone=backbone, num_classes=num_classes, output_stride=output_stride, feature_dim=feature_dim)
     return model
 
-# %% ../nbs/03_model.ipynb #7d907cbf
+# %% ../nbs/03_model.ipynb #322d5b10
 def parameter_groups(model: nn.Module,
                      lr: float,                      # rate of the backbone
                      head_multiplier: float = 10.0,  # ASPP, decoder and classifier learn this many times faster
@@ -231,14 +231,14 @@ def parameter_groups(model: nn.Module,
         if p.requires_grad: groups[id(p) not in backbone].append(p)
     return [dict(params=groups[0], lr=lr, name='backbone'), dict(params=groups[1], lr=lr * head_multiplier, name='head')]
 
-# %% ../nbs/03_model.ipynb #d84c38d7
+# %% ../nbs/03_model.ipynb #64354722
 def _plain(x) -> bool:
     "Whether a value is read back by a loader that accepts no code."
     if isinstance(x, dict): return all(_plain(v) for kv in x.items() for v in kv)
     if isinstance(x, (list, tuple)): return all(map(_plain, x))
     return isinstance(x, Tensor) or type(x) in (int, float, str, bool, type(None), bytes)
 
-# %% ../nbs/03_model.ipynb #9fc1df47
+# %% ../nbs/03_model.ipynb #60cdd737
 def save_checkpoint(path: str | Path,   # where to
                     model: nn.Module,   # from build_model
                     **extra,            # plain values and tensors to keep with it
@@ -250,7 +250,7 @@ def save_checkpoint(path: str | Path,   # where to
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     return save_torch(path, dict(format='bidirseg.model/1', build=model.build_args, state=state, extra=extra))
 
-# %% ../nbs/03_model.ipynb #64354722
+# %% ../nbs/03_model.ipynb #f25d94a4
 def load_checkpoint(path: str | Path,                  # written by save_checkpoint
                     device: str | torch.device = 'cpu',
                     ) -> tuple[nn.Module, dict]:       # the network in eval mode, and what was kept with it
@@ -263,7 +263,7 @@ def load_checkpoint(path: str | Path,                  # written by save_checkpo
     except RuntimeError as e: raise InputError(f"{path}: {str(e)[:200]}", what, "it was made by another version: train again") from None
     return model.to(device).eval(), data['extra']
 
-# %% ../nbs/03_model.ipynb #ccd76c2f
+# %% ../nbs/03_model.ipynb #b46a5589
 PUBLISHED_NAMES = {  # published prefix -> ours
     **{f'aspp.aspp{i + 1}.{part}.': f'aspp.branches.{i}.{j}.' for i in range(4) for j, part in enumerate(('atrous_conv', 'bn'))},
     'aspp.global_avg_pool.1.': 'aspp.pooled.0.', 'aspp.global_avg_pool.2.': 'aspp.pooled.1.',
@@ -273,13 +273,13 @@ PUBLISHED_NAMES = {  # published prefix -> ours
     'decoder.last_conv.3.': 'decoder.second.0.', 'decoder.last_conv.4.': 'decoder.second.1.',
     'decoder.last_conv.7.': 'classifier.'}
 
-# %% ../nbs/03_model.ipynb #1887f949
+# %% ../nbs/03_model.ipynb #60179bf9
 def rename_published(key: str) -> str:
     "Our name of a parameter of the published network."
     key = key.removeprefix('module.')
     return next((ours + key[len(theirs):] for theirs, ours in PUBLISHED_NAMES.items() if key.startswith(theirs)), key)
 
-# %% ../nbs/03_model.ipynb #60179bf9
+# %% ../nbs/03_model.ipynb #25d89815
 def read_published(path: str | Path,     # a published checkpoint
                    ) -> dict:            # our parameter names -> tensors
     "The state dict inside a published checkpoint, under our names."
@@ -292,7 +292,7 @@ def read_published(path: str | Path,     # a published checkpoint
     if not state: raise InputError(f"{path} holds no state dict", "a published checkpoint", "take another file; our own are read by load_checkpoint")
     return state
 
-# %% ../nbs/03_model.ipynb #25d89815
+# %% ../nbs/03_model.ipynb #d21432ca
 def load_published(model: nn.Module,        # from build_model; changed in place
                    path: str | Path,        # a published checkpoint
                    partial: bool = False,   # take what fits and warn of the rest

@@ -8,8 +8,8 @@ __all__ = ['SCENE_CLASSES', 'SCENE_COLORS', 'ROAD', 'SIDEWALK', 'BUILDING', 'WAL
            'IGNORE', 'DOMAINS', 'NEAR', 'SKIN', 'PAINTERS', 'PAINT', 'COATS', 'HOUSES', 'LEAVES', 'LORRIES', 'Domain',
            'Pen', 'Thing', 'shade', 'draw_sky', 'draw_ground', 'draw_building', 'draw_barrier', 'draw_plant',
            'draw_post', 'draw_sign', 'draw_person', 'draw_two_wheeler', 'draw_box', 'draw_car', 'draw_lorry',
-           'draw_tram', 'pick', 'roadside', 'plant', 'furniture', 'two_wheeler', 'vehicle', 'traffic', 'people',
-           'paint_street', 'smooth_noise', 'camera_effects', 'draw_scene']
+           'draw_tram', 'pick', 'choose', 'roadside', 'plant', 'furniture', 'two_wheeler', 'vehicle', 'traffic',
+           'people', 'paint_street', 'smooth_noise', 'camera_effects', 'draw_scene']
 
 # %% ../nbs/01_scenes.ipynb #c641df4f
 import math
@@ -49,34 +49,38 @@ class Domain:
     posts: float          # mean number of lamp posts, signs and traffic lights of each side
     traffic: dict = field(default_factory=dict)  # weights of what drives or stands in a lane
 
-_GAME = Domain(1.4, 0.52, (4.4, 6.0), 0.66, 0.55, 0.15, 0.30, 0.10, 2.5, 1.0, 2.4,
-               dict(car=10, truck=2.6, bus=1.2, motorcycle=1.0, bicycle=1.1))
-_CAMERA = Domain(1.9, 0.46, (3.8, 5.2), 0.56, 0.65, 0.60, 0.36, 0.12, 4.0, 1.5, 2.9,
-                 dict(car=8, truck=1.3, bus=1.7, motorcycle=1.2, bicycle=2.6))
+_GAME = Domain(1.4, 0.52, (4.4, 6.0), 0.66, 0.55, 0.25, 0.34, 0.12, 3.0, 1.0, 2.4,
+               dict(car=10, truck=2.4, bus=1.3, motorcycle=1.8, bicycle=2.0))
+_CAMERA = Domain(1.9, 0.46, (3.8, 5.2), 0.56, 0.65, 0.55, 0.36, 0.12, 4.2, 1.5, 2.9,
+                 dict(car=8, truck=1.3, bus=1.7, motorcycle=1.4, bicycle=2.8))
 _KINDS = dict(game=_GAME, camera=_CAMERA)
 
 # %% ../nbs/01_scenes.ipynb #93dd1825
 NEAR = 2.0  # metres; nothing is drawn nearer than this
 
+# %% ../nbs/01_scenes.ipynb #f4438e10
 class Pen:
     "Draws what stands in the world into an image, its label map and its depth map."
     def __init__(self, height: int, width: int,  # pixels
                  domain: Domain):
         self.h, self.w, self.cam = height, width, domain.camera_height
         self.cx, self.fx, self.v0, self.fy = width / 2, 0.68 * width, domain.horizon * height, 1.36 * height
-        self.maps = [Image.new(mode, (width, height)) for mode in ('RGB', 'L', 'L')]
-        self.draws = [ImageDraw.Draw(m) for m in self.maps]
+        self.image, self.about = Image.new('RGB', (width, height)), Image.new('LA', (width, height))  # about: label and depth
+        self.ink, self.note = ImageDraw.Draw(self.image), ImageDraw.Draw(self.about)
+
+    def maps(self) -> tuple:
+        "What was drawn so far: RGB (h, w, 3), labels (h, w) and depth (h, w) in half metres, all uint8."
+        about = np.array(self.about)
+        return np.array(self.image), about[..., 0].copy(), about[..., 1].copy()
 
     def at(self, x: float, y: float, z: float) -> tuple[float, float]:  # metres -> column and row
         "Where a point of the world lands."
         return self.cx + self.fx * x / z, self.v0 + self.fy * (self.cam - y) / z
 
     def put(self, shape: str, xy, color, label, z):
-        "Draw one flat shape of distance `z` into the three maps."
-        if color is not None: getattr(self.draws[0], shape)(xy, fill=color)
-        if label is not None:
-            getattr(self.draws[1], shape)(xy, fill=label)
-            getattr(self.draws[2], shape)(xy, fill=min(int(z * 2), 255))
+        "Draw one flat shape of distance `z` into the maps."
+        if color is not None: getattr(self.ink, shape)(xy, fill=color)
+        if label is not None: getattr(self.note, shape)(xy, fill=(label, min(int(z * 2), 255)))
 
     def poly(self, points, color, label=None):
         "A polygon of points in metres."
@@ -113,7 +117,7 @@ class Pen:
         if u + a < 0 or u - a >= self.w: return
         self.put('ellipse', [u - a, v - b, u + a, v + b], color, label, z)
 
-# %% ../nbs/01_scenes.ipynb #027bc139
+# %% ../nbs/01_scenes.ipynb #461ccf21
 class Thing(NamedTuple):
     "Something that stands in the street."
     kind: str           # which painter draws it
@@ -126,11 +130,12 @@ class Thing(NamedTuple):
     color: tuple = (128, 128, 128)  # RGB
     label: int = IGNORE # class
 
+# %% ../nbs/01_scenes.ipynb #82addaab
 def shade(color: tuple, k: float) -> tuple:
     "A colour, lighter (k > 1) or darker (k < 1)."
     return tuple([min(255, int(c * k)) for c in color])
 
-# %% ../nbs/01_scenes.ipynb #82addaab
+# %% ../nbs/01_scenes.ipynb #05af457a
 def draw_sky(pen: Pen, rng: np.random.Generator, overcast: bool):
     "A sky that pales towards the horizon, with clouds."
     top, low = ((170, 178, 188), (208, 212, 216)) if overcast else ((62, 128, 226), (168, 210, 250))
@@ -142,7 +147,7 @@ def draw_sky(pen: Pen, rng: np.random.Generator, overcast: bool):
         u, v, a, b = u * pen.w, v * pen.v0 * 0.8, pen.w * (0.04 + 0.07 * r), pen.h * (0.02 + 0.03 * r)
         pen.put('ellipse', [u - a, v - b, u + a, v + b], (188, 194, 202) if overcast else (240, 246, 255), None, 127)
 
-# %% ../nbs/01_scenes.ipynb #be6661f1
+# %% ../nbs/01_scenes.ipynb #f9a4be1a
 def draw_ground(pen: Pen, rng: np.random.Generator, half: float,  # half the width of the road
                 walk: float,             # width of the pavements
                 grass: tuple[bool, bool] # grass on the left, on the right
@@ -163,7 +168,7 @@ def draw_ground(pen: Pen, rng: np.random.Generator, half: float,  # half the wid
         z = 9 + 12 * rng.random()
         for x in np.arange(-half + 0.4, half - 0.8, 1.2).tolist(): pen.flat(x, x + 0.6, 0, z, z + 2.5, (238, 238, 226))
 
-# %% ../nbs/01_scenes.ipynb #f9a4be1a
+# %% ../nbs/01_scenes.ipynb #5f04d3db
 def draw_building(pen: Pen, t: Thing):
     "A house: the side along the street, the end that faces us, and windows in one of four styles."
     s, z1 = (1 if t.x > 0 else -1), t.z + t.l
@@ -181,7 +186,7 @@ def draw_building(pen: Pen, t: Thing):
     if t.look == 0: pen.side(t.x, t.h - 0.5, t.h, t.z, z1, (226, 218, 204))
     if t.look == 1: pen.side(t.x, t.h - 0.8, t.h, t.z, z1, (150, 70, 50))
 
-# %% ../nbs/01_scenes.ipynb #34b80744
+# %% ../nbs/01_scenes.ipynb #89551331
 def draw_barrier(pen: Pen, t: Thing):
     "A wall with a coping, or a fence of bars that lets the world behind it through."
     z1 = t.z + t.l
@@ -194,7 +199,7 @@ def draw_barrier(pen: Pen, t: Thing):
     for y in (0.12, 0.55, 0.9): pen.side(t.x, (y - 0.06) * t.h, (y + 0.06) * t.h, t.z, z1, t.color)
     for z in np.arange(t.z, min(z1, 40), 1.).tolist(): pen.side(t.x, 0, t.h, z, z + 0.45, t.color)
 
-# %% ../nbs/01_scenes.ipynb #3c6aaf6d
+# %% ../nbs/01_scenes.ipynb #d1d029d2
 def draw_plant(pen: Pen, t: Thing):
     "A round tree, a poplar, a conifer or a bush."
     x, z, w, h = t.x, t.z, t.w, t.h
@@ -211,11 +216,11 @@ def draw_plant(pen: Pen, t: Thing):
     else:
         for dx, r in ((-0.3, 0.5), (0.3, 0.55), (0, 0.7)): pen.disc(x + dx * w, 0.5 * h * r / 0.7, z, 0.36 * w, 0.5 * h * r / 0.7, shade(t.color, 0.8 + 0.3 * r), t.label)
 
-# %% ../nbs/01_scenes.ipynb #5f04d3db
+# %% ../nbs/01_scenes.ipynb #21cf2a46
 def draw_post(pen: Pen, t: Thing):
     "A lamp post, a post with a sign, or a post with a traffic light."
     x, z, s = t.x, t.z, (1 if t.x > 0 else -1)
-    pen.face(x - 0.1, x + 0.1, 0, t.h, z, t.color, POLE, least=2)
+    pen.face(x - 0.13, x + 0.13, 0, t.h, z, t.color, POLE, least=2.5)
     if t.label == POLE:
         arm = sorted((x, x - s * 1.6))
         pen.face(*arm, t.h - 0.2, t.h, z, t.color, POLE)
@@ -226,7 +231,7 @@ def draw_post(pen: Pen, t: Thing):
         pen.disc(x, t.h + place, z, 0.22, 0.22, lit)
     else: draw_sign(pen, x, t.h, z, t.look)
 
-# %% ../nbs/01_scenes.ipynb #d0e38231
+# %% ../nbs/01_scenes.ipynb #365dfa1d
 def draw_sign(pen: Pen, x: float, y: float, z: float,  # its middle
               look: int,                               # 0 to 4: round red, round blue, triangle, diamond, board
               ):
@@ -243,9 +248,10 @@ def draw_sign(pen: Pen, x: float, y: float, z: float,  # its middle
         pen.face(x - 0.9, x + 0.9, y - 0.5, y + 0.5, z, (24, 96, 190), SIGN)
         pen.face(x - 0.7, x + 0.7, y - 0.1, y + 0.1, z, (250, 250, 250))
 
-# %% ../nbs/01_scenes.ipynb #4e2eba65
+# %% ../nbs/01_scenes.ipynb #169b7a28
 SKIN = ((238, 196, 160), (196, 142, 104), (120, 82, 60))
 
+# %% ../nbs/01_scenes.ipynb #aea23915
 def draw_person(pen: Pen, t: Thing,
                 lift: float = 0.0,  # metres above the road
                 ):
@@ -260,11 +266,11 @@ def draw_person(pen: Pen, t: Thing,
     pen.face(x - 0.42 * w, x + 0.42 * w, low, low + 0.4 * h, z, body, t.label)
     pen.disc(x, low + 0.47 * h, z, 0.15 * h * 0.75, 0.12 * h, SKIN[t.look % 3] if t.look < 3 or not lift else (235, 235, 235), t.label)
 
-# %% ../nbs/01_scenes.ipynb #f444845d
+# %% ../nbs/01_scenes.ipynb #bb797fc3
 def draw_two_wheeler(pen: Pen, t: Thing):
     "A bicycle (rings and a frame) or a motorcycle (a body on wide wheels), with a rider if its look is above 2."
     x, z, a, bike = t.x, t.z, t.w / 2, t.label == BICYCLE
-    r = 0.36 if bike else 0.33
+    r = 0.42 if bike else 0.36
     for dx in (-0.62, 0.62):
         pen.disc(x + dx * a, r, z, r * min(1, a), r, (26, 26, 28), t.label)
         pen.disc(x + dx * a, r, z, 0.6 * r * min(1, a), 0.6 * r, (170, 172, 176) if bike else (90, 90, 94), t.label)
@@ -275,9 +281,9 @@ def draw_two_wheeler(pen: Pen, t: Thing):
         pen.poly([(x - 0.95 * a, 0.75, z), (x - 0.5 * a, 0.3, z), (x + 0.5 * a, 0.3, z), (x + 0.75 * a, 0.95, z), (x + 0.1 * a, 1.02, z)], t.color, t.label)
         pen.face(x - 0.8 * a, x, 0.72, 0.86, z, (30, 30, 32), t.label)
         pen.face(x + 0.5 * a, x + 0.7 * a, 0.85, 1.2, z, (60, 60, 64), t.label)
-    if t.look > 2: draw_person(pen, t._replace(x=x - 0.1 * a, w=0.6, h=1.7, label=RIDER, color=shade(t.color[::-1], 1.1)), 0.62)
+    if t.look > 2: draw_person(pen, t._replace(x=x - 0.1 * a, w=0.75, h=1.75, label=RIDER, color=shade(t.color[::-1], 1.1)), 0.62)
 
-# %% ../nbs/01_scenes.ipynb #d10f3fea
+# %% ../nbs/01_scenes.ipynb #d9625b51
 def draw_box(pen: Pen, x, z, w, h0, h1, l, color, label):
     "A box of length `l` from height `h0` to `h1`: the roof if we look down on it, the side we see, the near end."
     if pen.cam > h1: pen.flat(x - w / 2, x + w / 2, h1, z, z + l, shade(color, 1.15), label)
@@ -285,7 +291,7 @@ def draw_box(pen: Pen, x, z, w, h0, h1, l, color, label):
     if x + w / 2 < 0: pen.side(x + w / 2, h0, h1, z, z + l, shade(color, 0.72), label)
     pen.face(x - w / 2, x + w / 2, h0, h1, z, color, label)
 
-# %% ../nbs/01_scenes.ipynb #405443c9
+# %% ../nbs/01_scenes.ipynb #f3f44a33
 def draw_car(pen: Pen, t: Thing):
     "A saloon, a hatchback or a van, seen from behind (right of us) or from the front (left of us)."
     x, z, w, l = t.x, t.z, t.w, t.l
@@ -304,7 +310,7 @@ def draw_car(pen: Pen, t: Thing):
     for s in (-1, 1): pen.face(x + s * 0.38 * w - 0.16, x + s * 0.38 * w + 0.16, 0.6, 0.8, z, lamp)
     pen.face(x - 0.25, x + 0.25, 0.38, 0.52, z, (240, 240, 236))
 
-# %% ../nbs/01_scenes.ipynb #365dfa1d
+# %% ../nbs/01_scenes.ipynb #148c5023
 def draw_lorry(pen: Pen, t: Thing):
     "A truck or a bus: one box in common, and the little that tells them apart."
     x, z, w, l, h, dark = t.x, t.z, t.w, t.l, t.h, (46, 56, 72)
@@ -328,7 +334,7 @@ def draw_lorry(pen: Pen, t: Thing):
         else: pen.face(x - 0.04, x + 0.04, 0.7, h, z, shade(t.color, 0.6), least=1)
     for s in (-1, 1): pen.face(x + s * 0.4 * w - 0.18, x + s * 0.4 * w + 0.18, 0.6, 0.85, z, (250, 246, 200) if front else (236, 34, 30))
 
-# %% ../nbs/01_scenes.ipynb #7916f09c
+# %% ../nbs/01_scenes.ipynb #b1394267
 def draw_tram(pen: Pen, t: Thing):
     "A tram on rails with two colours, a row of windows, a rounded end and a current collector."
     x, z, w, l, h, dark = t.x, t.z, t.w, t.l, t.h, (40, 50, 66)
@@ -342,11 +348,11 @@ def draw_tram(pen: Pen, t: Thing):
     pen.disc(x, 0.3 * h, z, 0.2, 0.2, (255, 250, 200))
     pen.poly([(x - 0.8, h + 0.9, z + 3), (x + 0.8, h + 0.9, z + 3), (x, h + 0.2, z + 3)], (60, 60, 64), TRAIN)
 
-# %% ../nbs/01_scenes.ipynb #2e0680a0
+# %% ../nbs/01_scenes.ipynb #557feca1
 PAINTERS = dict(building=draw_building, barrier=draw_barrier, plant=draw_plant, post=draw_post, person=draw_person,
                 two_wheeler=draw_two_wheeler, car=draw_car, lorry=draw_lorry, tram=draw_tram)
 
-# %% ../nbs/01_scenes.ipynb #aea23915
+# %% ../nbs/01_scenes.ipynb #3cdc5489
 PAINT = ((200, 36, 40), (236, 236, 236), (30, 34, 44), (36, 84, 180), (150, 156, 164), (232, 180, 40), (40, 120, 90), (120, 60, 50))
 COATS = ((214, 50, 50), (40, 110, 200), (240, 200, 60), (60, 60, 70), (225, 225, 220), (150, 60, 150), (60, 150, 90))
 HOUSES = (((176, 78, 58), (156, 88, 72), (190, 100, 70)), ((236, 214, 164), (228, 196, 190), (206, 214, 190), (244, 236, 214)),
@@ -354,11 +360,21 @@ HOUSES = (((176, 78, 58), (156, 88, 72), (190, 100, 70)), ((236, 214, 164), (228
 LEAVES = ((58, 132, 50), (80, 150, 44), (44, 108, 64), (120, 148, 40))
 LORRIES = ((226, 226, 222), (208, 60, 48), (46, 96, 176), (236, 190, 50), (70, 140, 100))
 
+# %% ../nbs/01_scenes.ipynb #0ca0e6a6
 def pick(rng: np.random.Generator, colors: tuple) -> tuple:
     "One of the colours, a little lighter or darker than in the list."
     return shade(colors[int(rng.integers(len(colors)))], 0.9 + 0.2 * rng.random())
 
-# %% ../nbs/01_scenes.ipynb #bb797fc3
+# %% ../nbs/01_scenes.ipynb #3f8865fc
+def choose(rng: np.random.Generator, weights: tuple) -> int:
+    "A position, by its weight."
+    u = rng.random() * sum(weights)
+    for i, w in enumerate(weights):
+        u -= w
+        if u < 0: return i
+    return len(weights) - 1
+
+# %% ../nbs/01_scenes.ipynb #ccb1b1c4
 def roadside(rng: np.random.Generator, d: Domain, s: int,  # -1 left, 1 right
              edge: float,      # metres from the middle of the road to where houses begin
              ) -> list[Thing]:
@@ -367,7 +383,7 @@ def roadside(rng: np.random.Generator, d: Domain, s: int,  # -1 left, 1 right
     while z < 90:
         l = 7 + 9 * rng.random()
         if rng.random() < d.building:
-            look = int(rng.choice(4, p=(0.3, 0.35, 0.2, 0.15)))
+            look = choose(rng, (0.3, 0.35, 0.2, 0.15))
             things.append(Thing('building', s * edge, z, h=5 + 12 * rng.random() ** 1.5 + 4 * (look == 2), l=l, look=look, color=pick(rng, HOUSES[look]), label=BUILDING))
         else:
             for _ in range(2): things.append(plant(rng, s * (edge + 1 + 5 * rng.random()), z + l * rng.random()))
@@ -375,18 +391,19 @@ def roadside(rng: np.random.Generator, d: Domain, s: int,  # -1 left, 1 right
         z += l
     return things
 
+# %% ../nbs/01_scenes.ipynb #99aae103
 def plant(rng: np.random.Generator, x: float, z: float) -> Thing:
     "A tree or bush of any look."
-    look = int(rng.choice(4, p=(0.45, 0.15, 0.15, 0.25)))
+    look = choose(rng, (0.45, 0.15, 0.15, 0.25))
     h = (1.4 + rng.random()) if look == 3 else 4.5 + 3 * rng.random()
     return Thing('plant', x, z, w=(2.5, 3, 3, 4)[look] + rng.random(), h=h, look=look, color=pick(rng, LEAVES), label=VEGETATION)
 
-# %% ../nbs/01_scenes.ipynb #ec158c47
+# %% ../nbs/01_scenes.ipynb #a888ac70
 def furniture(rng: np.random.Generator, d: Domain, s: int, half: float, walk: float) -> list[Thing]:
     "What stands on one pavement: posts, kerb trees, a wall or fence at its back, parked bicycles and motorcycles."
     things = []
     for _ in range(rng.poisson(d.posts)):
-        label = (POLE, LIGHT, SIGN)[int(rng.choice(3, p=(0.36, 0.26, 0.38)))]
+        label = (POLE, LIGHT, SIGN)[choose(rng, (0.36, 0.26, 0.38))]
         h = {POLE: 5.5, LIGHT: 2.6, SIGN: 2.6}[label] + 0.6 * rng.random()
         things.append(Thing('post', s * (half + 0.4 + 0.5 * rng.random()), 6 + 24 * rng.random() ** 1.3, h=h, look=int(rng.integers(5)), color=((88, 92, 98), (150, 152, 156), (60, 74, 66))[rng.integers(3)], label=label))
     things += [plant(rng, s * (half + walk + 0.3), 8 + 40 * rng.random()) for _ in range(rng.poisson(d.trees))]
@@ -398,22 +415,22 @@ def furniture(rng: np.random.Generator, d: Domain, s: int, half: float, walk: fl
         if rng.random() < rate: things.append(two_wheeler(rng, s * (half + 0.3 + 0.6 * walk), 6 + 10 * rng.random(), kind, False))
     return things
 
+# %% ../nbs/01_scenes.ipynb #e2437726
 def two_wheeler(rng: np.random.Generator, x: float, z: float, label: int, ridden: bool) -> Thing:
     "A bicycle or motorcycle, with or without its rider."
-    return Thing('two_wheeler', x, z, w=(1.0 if ridden else 1.3) + 0.6 * rng.random(), look=int(rng.integers(3)) + 3 * ridden, color=pick(rng, PAINT), label=label)
+    return Thing('two_wheeler', x, z, w=(1.3 if ridden else 1.6) + 0.4 * rng.random(), look=int(rng.integers(3)) + 3 * ridden, color=pick(rng, PAINT), label=label)
 
-# %% ../nbs/01_scenes.ipynb #497527b4
+# %% ../nbs/01_scenes.ipynb #1304bcd8
 def vehicle(rng: np.random.Generator, d: Domain, x: float, z: float) -> Thing:
     "What drives at this place, by the domain's weights."
-    names, p = list(d.traffic), np.array(list(d.traffic.values()))
-    kind = names[int(rng.choice(len(names), p=p / p.sum()))]
+    kind = list(d.traffic)[choose(rng, tuple(d.traffic.values()))]
     if kind in ('motorcycle', 'bicycle'): return two_wheeler(rng, x, z, MOTORCYCLE if kind == 'motorcycle' else BICYCLE, True)
     if kind == 'car':
-        look = int(rng.choice(3, p=(0.45, 0.35, 0.2)))
+        look = choose(rng, (0.45, 0.35, 0.2))
         return Thing('car', x, z, w=1.8 + 0.15 * rng.random(), h=(1.45, 1.6, 2.0)[look], l=(4.4, 3.8, 4.6)[look], look=look, color=pick(rng, PAINT), label=CAR)
     return Thing('lorry', x, z, w=2.5, h=3.0 + 0.4 * rng.random(), l=8 + 2 * rng.random(), color=pick(rng, LORRIES), label=TRUCK if kind == 'truck' else BUS)
 
-# %% ../nbs/01_scenes.ipynb #d9625b51
+# %% ../nbs/01_scenes.ipynb #a10b0399
 def traffic(rng: np.random.Generator, d: Domain, half: float) -> list[Thing]:
     "Oncoming vehicles on the left, those ahead of us, the parked ones at both kerbs, and now and then a tram."
     things, tram = [], rng.random() < d.tram
@@ -429,56 +446,60 @@ def traffic(rng: np.random.Generator, d: Domain, half: float) -> list[Thing]:
             z += max(l, 4) + 2 + 6 * rng.random()
     return things
 
+# %% ../nbs/01_scenes.ipynb #d31ee58f
 def people(rng: np.random.Generator, d: Domain, half: float, walk: float) -> list[Thing]:
     "People on the pavements, and a few who cross."
     things = []
     for _ in range(rng.poisson(d.people)):
         s, u = rng.choice((-1, 1)), rng.random(3)
         x = (2 * u[0] - 1) * half if u[2] < 0.15 else s * (half + 0.5 + u[0] * (walk - 0.5))
-        things.append(Thing('person', float(x), 5.5 + 16 * u[1], w=0.55 + 0.1 * u[2], h=1.6 + 0.25 * u[0], look=int(rng.integers(3)), color=pick(rng, COATS), label=PERSON))
+        things.append(Thing('person', float(x), 5 + 14 * u[1] ** 1.3, w=0.7 + 0.15 * u[2], h=1.65 + 0.25 * u[0], look=int(rng.integers(3)), color=pick(rng, COATS), label=PERSON))
     return things
 
-# %% ../nbs/01_scenes.ipynb #f3f44a33
+# %% ../nbs/01_scenes.ipynb #b5bf0434
 def paint_street(domain: str, rng: np.random.Generator, height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Lay out a street and draw it: RGB (h, w, 3), train ids (h, w), depth in half metres (h, w), all uint8."
     d = _KINDS[domain]
     pen, half, walk = Pen(height, width, d), d.road[0] + (d.road[1] - d.road[0]) * rng.random(), 2.4 + 1.6 * rng.random()
     draw_sky(pen, rng, rng.random() < d.overcast)
     draw_ground(pen, rng, half, walk, tuple((rng.random(2) < d.terrain).tolist()))
-    things = traffic(rng, d, half) + people(rng, d, half, walk)
-    for s in (-1, 1): things += roadside(rng, d, s, half + walk + 1.2 + 4 * rng.random()) + furniture(rng, d, s, half, walk)
-    far = [t for t in things if t.kind in ('building', 'barrier')]
-    for t in sorted(far, key=lambda t: -t.z - (t.kind == 'building') * 1000) + sorted([t for t in things if t not in far], key=lambda t: -t.z): PAINTERS[t.kind](pen, t)
+    lining, standing = [], traffic(rng, d, half) + people(rng, d, half, walk)
+    for s in (-1, 1):
+        lining += roadside(rng, d, s, half + walk + 1.2 + 4 * rng.random())
+        standing += furniture(rng, d, s, half, walk)
+    order = lambda t: (t.kind != 'barrier', -t.z)       # barriers are long: they come first, behind all that stands before them
+    for t in sorted(lining, key=lambda t: -t.z) + sorted(standing, key=order): PAINTERS[t.kind](pen, t)
     if rng.random() < 0.2: pen.put('ellipse', [-0.1 * width, 0.94 * height, 1.1 * width, 1.3 * height], (36, 38, 44), IGNORE, 1)
-    return tuple(np.array(m) for m in pen.maps)
+    return pen.maps()
 
-# %% ../nbs/01_scenes.ipynb #cb7e1c82
+# %% ../nbs/01_scenes.ipynb #6dcd721f
 def smooth_noise(rng: np.random.Generator, height: int, width: int, cells: int) -> np.ndarray:
     "A random surface (h, w) in about -1..1 with `cells` hills along the height."
     grid = Image.fromarray(rng.standard_normal((cells + 1, 2 * cells + 1)).astype(np.float32) * 0.5)
     return np.asarray(grid.resize((width, height), Image.BICUBIC))
 
-# %% ../nbs/01_scenes.ipynb #148c5023
+# %% ../nbs/01_scenes.ipynb #384b597c
 def camera_effects(image: np.ndarray,  # (h, w, 3) uint8, as drawn
                    depth: np.ndarray,  # (h, w) uint8, half metres
                    rng: np.random.Generator) -> np.ndarray:  # (h, w, 3) uint8
     "What a cheap camera on a hazy day makes of a clean picture."
     (h, w), f = depth.shape, np.float32
     x = image.astype(f) / f(255)
-    x += f(0.4) * (x @ np.full((3, 1), 1 / 3, f) - x)                            # pale colours
-    x *= (1 + f(0.08) * smooth_noise(rng, h, w, h // 4) + f(0.2) * smooth_noise(rng, h, w, 3))[..., None]  # texture, uneven light
-    haze, through = np.array([0.80, 0.78, 0.72], f), np.exp(-depth.astype(f) / f(2 * rng.uniform(55, 95)))
-    x = np.clip(haze + through[..., None] * (x - haze), 0, 1, out=x)             # haze grows with distance
+    x += f(0.3) * (x @ np.full((3, 1), 1 / 3, f) - x)                            # pale colours
+    x = np.ascontiguousarray(x.transpose(2, 0, 1))                               # planes are faster
+    x *= 1 + f(0.08) * smooth_noise(rng, h, w, h // 4) + f(0.2) * smooth_noise(rng, h, w, 3)  # texture, uneven light
+    haze, through = np.array([0.80, 0.87, 0.96], f)[:, None, None], np.exp(-depth.astype(f) / f(2 * rng.uniform(70, 120)))
+    x = np.clip(haze + through * (x - haze), 0, 1, out=x)                        # haze grows with distance
     x *= np.sqrt(np.sqrt(x))                                                     # a harder curve: gamma 1.25
     v, u = np.linspace(-1, 1, h, dtype=f)[:, None], np.linspace(-1, 1, w, dtype=f)
-    x *= (255 - f(41) * (u * u + v * v))[..., None]                              # vignette: corners lose a third
-    x *= np.array([1.06, 0.97, 0.82], f) * rng.uniform(0.94, 1.06, 3).astype(f) * f(rng.uniform(0.68, 0.95))  # warm and dark
-    x = Image.fromarray(np.minimum(x, 255, out=x).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.6 * h / 96))
-    x = np.asarray(x).astype(f)
+    x *= 255 - f(41) * (u * u + v * v)                                           # vignette: corners lose a third
+    x *= (np.array([1.05, 0.98, 0.88], f) * rng.uniform(0.94, 1.06, 3).astype(f) * f(rng.uniform(0.88, 1.1)))[:, None, None]  # a warm cast
+    x = np.ascontiguousarray(np.minimum(x, 255, out=x).astype(np.uint8).transpose(1, 2, 0))
+    x = np.asarray(Image.fromarray(x).filter(ImageFilter.GaussianBlur(0.6 * h / 96))).astype(f)
     x += rng.standard_normal(x.shape, dtype=f) * (f(2) + f(0.3) * np.sqrt(x))    # sensor noise
     return np.clip(x, 0, 255, out=x).astype(np.uint8)
 
-# %% ../nbs/01_scenes.ipynb #36af4695
+# %% ../nbs/01_scenes.ipynb #d441cdfc
 def draw_scene(domain: str,        # 'game' or 'camera'
                seed: int,          # any integer; each gives another street
                height: int = 96, width: int = 192,  # pixels, from 32 x 64 up

@@ -8,6 +8,15 @@ torch_index=https://download.pytorch.org/whl/cpu
 
 say()  { echo "setup: $*"; }
 stop() { printf 'setup: Seen: %s. Wanted: %s. Fix: %s.\n' "$1" "$2" "$3" >&2; exit 1; }
+offline='connection (refused|reset|broken)|failed to establish|name resolution|name or service|unreachable|timed out'
+offline+='|dns error|error sending request|tunnel connection|ProxyError|SSLError|certificate'
+no_index() {   # did the installer fail for want of an index? The line that says so, and the way out
+    line=$(grep -iE "$offline" <<< "$1" | tail -n 1)
+    [ -z "$line" ] && return
+    echo "$line" >&2
+    stop "the package index did not answer" "a network, or an index that can be reached" \
+         "connect (or set HTTPS_PROXY, or PIP_INDEX_URL, with uv UV_DEFAULT_INDEX, for another index) and repeat; what is installed is kept"
+}
 recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 # --- the interpreter: the first of these that is 3.11 or later
@@ -29,9 +38,10 @@ else
     if [ -n "$uv" ]; then made=$("$uv" venv --clear --seed --python "${python:-3.13}" .venv 2>&1)
     else made=$("$python" -m venv --clear .venv 2>&1); fi || {
         rm -rf .venv
+        no_index "$made"
         echo "$made" | tail -n 5 >&2
         if [ -n "$uv" ]; then
-            stop "uv could not make .venv" "a Python it can use, and a network to fetch pip" "mend what uv names above and repeat"
+            stop "uv could not make .venv" "Python 3.11 or later and pip" "mend what uv names above and repeat"
         fi
         stop "'$python -m venv' failed" "Python's venv and ensurepip modules" \
              "install them (on Debian and Ubuntu: apt install python3-venv) or install uv, and repeat"
@@ -74,11 +84,8 @@ install() {
     [ "${PIPESTATUS[0]}" -eq 0 ] && return
     if grep -q 'No space left' "$log"; then
         stop "the disk is full" "about 3 GB for .venv" "make room and repeat; what is installed is kept"
-    elif grep -qiE 'connection (refused|reset|broken)|failed to establish|name resolution|name or service|unreachable|timed out|dns error|error sending request|tunnel connection|ProxyError|SSLError|certificate' "$log"; then
-        grep -iE 'error|warning' "$log" | tail -n 3 >&2
-        stop "the package index did not answer" "a network, or the packages in a folder" \
-             "connect (or set HTTPS_PROXY, or PIP_INDEX_URL for another index; UV_DEFAULT_INDEX with uv) and repeat; what is installed is kept"
     fi
+    no_index "$(cat "$log")"
     tail -n 15 "$log" >&2
     stop "the installer failed, see $log" "the packages of settings.ini under constraints.txt" "mend what it names above and repeat"
 }
