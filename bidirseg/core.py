@@ -233,8 +233,9 @@ def stage_settings(cls: type,          # the stage's settings dataclass
                    changes: dict = {}, # keyword arguments given by hand; None means: as in the run
                    ):                  # -> an instance of `cls`
     "The settings of one stage of a run: its defaults, the run's table for it, the changes."
-    family = stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
-    values = {**config.settings.get(family, {}), **config.settings.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
+    tables, family = config.settings, stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
+    common = {**tables.get('warmup', {}), 'style': 'none', 'statistics': 'source'} if stage in ('source_only', 'oracle') else tables.get(family, {})
+    values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 
 # %% ../nbs/00_core.ipynb #59f5b5e6

@@ -6,6 +6,7 @@
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
 # %% ../nbs/07b_distillation.ipynb #300a936a
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .core import InputError, Stage, atomic_path, check_name, load_run, pick_dev
 from .data import IGNORE, Samples, augment, default_workers, open_target, train_loader
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
-from .warmup import TrainSettings, finish, infer, start_model, train
+from .warmup import TrainSettings, finish, infer, keep_statistics, start_model, train
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
 def multi_scale(model: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
@@ -56,10 +57,12 @@ class DistillationSettings(TrainSettings):
     student: str = 'fresh'          # fresh: a new network, its backbone from the run's weights; teacher: goes on from the last model
     label_scales: list = (0.75, 1.0, 1.5)
     min_confidence: float = 0.0     # pixels below are ignored
+    statistics: str = 'target'      # which images move the running batch-norm statistics: target, or both (published)
 
     def __post_init__(self):
         super().__post_init__()
         check_name(self.student, ('fresh', 'teacher'), 'student')
+        check_name(self.statistics, ('target', 'both'), 'domain of statistics')
 
 # %% ../nbs/07b_distillation.ipynb #4f4d74c9
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
@@ -79,8 +82,9 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(*config.crop, s.scale, s.jitter, s.flip), config.seed)]
         workers = default_workers(device) if s.workers is None else s.workers
         loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
+        aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
         def loss_of(step, source, target):
-            losses = dict(source=source_loss(student, source))
+            with aside(student): losses = dict(source=source_loss(student, source))
             logits = student(target['image']).logits.float()
             losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta)
             if s.distillation:

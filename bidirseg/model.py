@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .core import InputError, check_name, load_torch, save_torch, seeded
 import torchvision  # after the package: see 00a_compat
+from torchvision.models.resnet import BasicBlock, ResNet
 
 # %% ../nbs/03_model.ipynb #881aee6f
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # RGB, of images in [0, 1]
@@ -98,7 +99,7 @@ class MobileNetBackbone(nn.Module):
         return low, self.features[4:](low)
 
 # %% ../nbs/03_model.ipynb #f03098c8
-BACKBONES = ('resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'mobilenet_v2')
+BACKBONES = ('resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'mobilenet_v2')
 
 # %% ../nbs/03_model.ipynb #d36e1f90
 def build_backbone(name: str,                    # one of BACKBONES
@@ -108,7 +109,9 @@ def build_backbone(name: str,                    # one of BACKBONES
     "A torchvision network as a backbone."
     check_name(name, BACKBONES, 'backbone')
     wrap = MobileNetBackbone if name == 'mobilenet_v2' else ResNetBackbone
+    if name == 'resnet10' and weights is None: return wrap(ResNet(BasicBlock, [1, 1, 1, 1]), output_stride)
     if weights is None: return wrap(torchvision.models.get_model(name, weights=None), output_stride)
+    if name == 'resnet10': raise InputError(f"weights {weights!r} for resnet10", "no weights: torchvision has none for it", "set weights=none, or backbone=resnet18")
     known = torchvision.models.get_model_weights(name)
     weights = known[check_name(weights, known.__members__, f'weights of {name}')]
     try: net = torchvision.models.get_model(name, weights=weights)
@@ -205,12 +208,12 @@ def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
                 num_classes: int = 19,            # number of train ids
                 weights: str | None = None,       # torchvision's name of backbone weights, such as IMAGENET1K_V1; None: random
                 output_stride: int = 16,          # of the coarse map: 8, 16 or 32
-                feature_dim: int | None = None,   # d; None: 256, or 64 for resnet18, resnet34 and mobilenet_v2
+                feature_dim: int | None = None,   # d; None: 256, or 64 for resnet10, resnet18, resnet34 and mobilenet_v2
                 seed: int = 0,                    # names the random start
                 ) -> nn.Module:                   # images (b, 3, h, w) -> SegmentationOutput
     "A network that returns features and logits; wrong settings raise `InputError`."
     check_name(arch, ARCHS, 'arch'), check_name(backbone, BACKBONES, 'backbone')
-    if feature_dim is None: feature_dim = 64 if backbone in ('resnet18', 'resnet34', 'mobilenet_v2') else 256
+    if feature_dim is None: feature_dim = 64 if backbone in ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2') else 256
     if output_stride not in (8, 16, 32): raise InputError(f"output_stride {output_stride}", "8, 16 or 32", "set output_stride=16, the published one")
     for name, value in (('num_classes', num_classes), ('feature_dim', feature_dim)):
         if not isinstance(value, int) or value < 1: raise InputError(f"{name} {value!r}", "a whole number, 1 or more", f"set {name} to how many there are")

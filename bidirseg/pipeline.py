@@ -72,12 +72,12 @@ def run_stage(run_dir: Path, name: str) -> float:  # seconds
     began, settings = time.time(), stage_settings(cls, load_run(run_dir), name)
     folder = stage_dir(run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(run_dir=str(run_dir.resolve()), stage=name, **asdict(settings))
+    parameters = dict(run_dir=str(run_dir.resolve()), stage=name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             papermill.execute_notebook(notebook, folder/'notebook.ipynb', parameters, kernel_name='python3', cwd=str(folder), progress_bar=False,
-                                       stdout_file=sys.stdout, stderr_file=sys.stderr, log_output=False)
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr, log_output=False, extra_arguments=['--log-level=40'])
     except papermill.PapermillExecutionError as e:
         if e.ename == 'InputError': raise InputError(*parse_error(e.evalue)) from None
         raise

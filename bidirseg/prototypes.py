@@ -27,7 +27,7 @@ from .core import (InputError, Stage, atomic_path, check_name, load_run, load_to
 from .data import IGNORE, LABEL_SPACES, Samples, open_source, open_target, save_figure
 from .mixtures import DiagonalForm, GaussianMixture, MixtureStatistics, _score, check_finite, check_rows, e_step, full_precision, m_step, read_batches, row_slices
 from .model import load_checkpoint
-from .warmup import infer
+from .warmup import estimate_statistics, infer
 
 # %% ../nbs/05_prototypes.ipynb #2679c223
 class ClassPrototypes:
@@ -399,6 +399,7 @@ class PrototypesSettings:
     target_rows: int = 60_000         # target features for these steps
     gate: str = 'density'             # what a score is: density, margin or posterior
     keep: float = 0.5                 # share of each label's pixels that is kept
+    own_statistics: bool = True       # batch-norm statistics of each domain for its own features; published: those of the model
     threshold: 'float | None' = None  # an absolute score instead (published: 100)
 
     def __post_init__(self):
@@ -438,7 +439,7 @@ def write_pseudo_labels(model, prototypes: 'ClassPrototypes', samples: Samples, 
         labels, scores = prototypes.label_map(f, samples.size, prototypes.log_prior_, s.gate)
         return labels[0], scores[0]
     sample = Reservoir(model.num_classes, 50_000, stream(seed, 'scores'))
-    for i in progress(np.unique(np.linspace(0, len(samples) - 1, 500).round().astype(int)).tolist(), 'ranking scores'):
+    for i in progress(np.unique(np.linspace(0, len(samples) - 1, 100).round().astype(int)).tolist(), 'ranking scores'):
         labels, scores = label(i)
         sample.add(scores.reshape(-1, 1), labels.flatten())
     ranks = ScoreRanks(sample.by_class(), model.num_classes)
@@ -468,9 +469,11 @@ def run(run_dir: str | Path, stage: str = 'prototypes', **settings) -> Path:  # 
         if st.skip: return st.dir
         space = LABEL_SPACES[config.label_space]
         model, _ = load_checkpoint(checkpoint, pick_device(config.device))
+        if s.own_statistics: estimate_statistics(model, Samples(source, config.source_size))
         rows = collect_source(model, Samples(source, config.source_size), s.rows_per_class, config.seed).by_class()
         prototypes = ClassPrototypes.fit(rows, s.n_components, len(space), s.covariance_type, max_iter=s.max_iter, reg_covar=s.reg_covar, random_state=config.seed)
         samples = Samples(target, config.size)
+        if s.own_statistics: estimate_statistics(model, samples)
         if s.adapt_steps: prototypes = adapt(prototypes, collect_target(model, samples, s.target_rows, config.seed), s.adapt_strength, s.adapt_steps)
         prototypes.save(st.dir/'prototypes.pt')
         save_figure(show_prototypes(prototypes, rows, space), st.dir/'prototypes.png')

@@ -7,7 +7,7 @@ __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_los
            'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_loss', 'run']
 
 # %% ../nbs/07_self_training.ipynb #a80a019c
-import copy, math
+import contextlib, math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, Stage, load_run, pick_device, stage_dir, stage_settings
+from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
 from .data import (IGNORE, LABEL_SPACES, Images, Samples, augment, default_workers, open_ids, open_source, open_target,
                            strong_view, train_loader)
 from .model import load_checkpoint, upsample
-from .warmup import TrainSettings, finish, poly_schedule, train
+from .warmup import TrainSettings, finish, keep_statistics, poly_schedule, train
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
 def _check_maps(logits: Tensor, **maps: Tensor):
@@ -102,6 +102,11 @@ class SelfTrainingSettings(TrainSettings):
     ramp_steps: int = 4000          # of the consistency
     ema: float = 0.999              # decay of the teacher
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
+    statistics: str = 'target'      # which images move the running batch-norm statistics: target, or both (published)
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_name(self.statistics, ('target', 'both'), 'domain of statistics')
 
 # %% ../nbs/07_self_training.ipynb #af5fc4fb
 def read_maps(folder: Path, images: Images, what: str):  # -> position -> (h, w) uint8
@@ -150,13 +155,14 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
                            TwoViews(augment(*config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
         workers = default_workers(device) if s.workers is None else s.workers
         loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
+        aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
         def loss_of(step, source, target):
-            losses = dict(source=source_loss(student, source))
+            with aside(student): losses = dict(source=source_loss(student, source))
             logits = upsample(student(target['image']).logits, target['label'].shape[-2:]).float()
             losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta)
             if s.consistency:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
-                view = student(target['view']).logits.float()
+                with aside(student): view = student(target['view']).logits.float()
                 seen = F.interpolate(target['visible'][:, None].float(), view.shape[-2:], mode='nearest')[:, 0] > 0
                 losses['consistency'] = s.consistency * ramp_up(step, s.ramp_steps) * consistency_loss(view, judge, seen)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
