@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'parse_value', 'make_settings', 'seed_of', 'stream', 'numpy_stream', 'seeded',
            'atomic_path', 'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'RunConfig',
-           'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'start_run', 'load_run', 'stage_dir',
-           'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished', 'run_lock', 'pick_device', 'progress']
+           'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'start_run', 'load_run', 'pick_device',
+           'progress', 'stage_dir', 'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished', 'run_lock']
 
 # %% ../nbs/00_core.ipynb #f5c0a959
-import contextlib, contextvars, dataclasses, difflib, fcntl, hashlib, json, os, platform, resource, sys, tempfile, time, tomllib
+import contextlib, contextvars, difflib, fcntl, hashlib, json, os, platform, resource, shutil, sys, time, tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -266,31 +266,45 @@ def load_run(run_dir: str | Path) -> RunConfig:
     return make_settings(RunConfig, data['config'])
 
 # %% ../nbs/00_core.ipynb #da29f2f3
+def pick_device(name: str = 'auto') -> torch.device:
+    "The device a run computes on; `auto` takes a GPU where there is one."
+    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name.startswith('cuda') and not torch.cuda.is_available():
+        raise InputError(f"device {name!r}, but torch sees no GPU", "a device that is there", "set device=cpu, or install a CUDA build of torch")
+    try: return torch.device(name)
+    except RuntimeError: raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "set device=auto") from None
+
+# %% ../nbs/00_core.ipynb #ef0cb5ab
+def progress(items: Iterable, what: str, total: int | None = None, start: int = 0) -> tqdm:
+    "A progress bar with rate and time left, on standard output, that suits a terminal and a notebook alike."
+    return tqdm(items, desc=what, total=total, initial=start, mininterval=2.0, file=sys.stdout, ascii=' .oO', ncols=100, smoothing=0.1)
+
+# %% ../nbs/00_core.ipynb #80dfe128
 def stage_dir(run_dir: str | Path, stage: str) -> Path:
     "The folder of a stage."
     names = stage_names(load_run(run_dir))
     return Path(run_dir)/f'{names.index(check_name(stage, names, "stage")) + 1:02d}_{stage}'
 
-# %% ../nbs/00_core.ipynb #ef0cb5ab
+# %% ../nbs/00_core.ipynb #d4ad0e50
 def peak_memory() -> int:
     "The largest resident memory of this process so far, in MB."
     unit = 1 if sys.platform == 'darwin' else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
-# %% ../nbs/00_core.ipynb #22b172f7
+# %% ../nbs/00_core.ipynb #807a4872
 def versions() -> dict[str, str]:
     "What a result depends on."
     import torchvision, sklearn, bidirseg
     return dict(bidirseg=bidirseg.__version__, python=platform.python_version(), torch=torch.__version__,
                 torchvision=torchvision.__version__, sklearn=sklearn.__version__, numpy=np.__version__)
 
-# %% ../nbs/00_core.ipynb #ffc54601
+# %% ../nbs/00_core.ipynb #92773792
 class Unfinished(Exception):
     "A stage that was only asked whether it is complete has work to do."
 
 _ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
 
-# %% ../nbs/00_core.ipynb #80dfe128
+# %% ../nbs/00_core.ipynb #c537d646
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -318,8 +332,23 @@ class Stage:
             raise Unfinished(self.name)
         self.dir.mkdir(parents=True, exist_ok=True)
         if self.skip: print(f'{self.name}: nothing to do, {self.dir} is complete')
-        else: (self.dir/'stage.json').unlink(missing_ok=True)
+        else: self._clear()
         return self
+
+    def _clear(self):
+        "Take away what another configuration left, and the record that said it was complete."
+        record = self.dir/'stage.json'
+        if not record.exists(): return
+        old = load_json(record)
+        for f in old['outputs'] if old['key'] != self.key else ():
+            shutil.rmtree(self.dir/f) if (self.dir/f).is_dir() else (self.dir/f).unlink(missing_ok=True)
+        record.unlink()
+
+    def checkpoint(self) -> dict | None:
+        "What a killed run of this very work left to go on from."
+        path = self.dir/'resume.pt'
+        state = load_torch(path, 'a checkpoint of this stage') if path.exists() else {}
+        return state if state.get('key') == self.key else None
 
     def __exit__(self, kind, value, tb):
         if kind is not None or self.skip: return
@@ -329,9 +358,10 @@ class Stage:
         cuda = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
         save_json(self.dir/'stage.json', dict(
             stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=outputs, seconds=round(time.time() - self.start + self.extra.pop('seconds_before', 0), 1),
-            peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), threads=torch.get_num_threads(), **self.extra))
+            peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), device=str(pick_device(load_run(self.run_dir).device)), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+            threads=torch.get_num_threads(), **self.extra))
 
-# %% ../nbs/00_core.ipynb #92773792
+# %% ../nbs/00_core.ipynb #da5efc47
 def is_finished(work: Callable[[], Any]) -> bool:
     "Whether a function that opens a `Stage` would find it complete."
     token = _ONLY_LOOK.set(True)
@@ -340,7 +370,7 @@ def is_finished(work: Callable[[], Any]) -> bool:
     finally: _ONLY_LOOK.reset(token)
     return True
 
-# %% ../nbs/00_core.ipynb #ad3376b9
+# %% ../nbs/00_core.ipynb #53e8b629
 @contextlib.contextmanager
 def run_lock(run_dir: str | Path):
     "Hold a run directory; raises `InputError` when somebody else does."
@@ -349,17 +379,3 @@ def run_lock(run_dir: str | Path):
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"{run_dir} is in use by another process", "a run directory for itself", "wait for it, or choose another --run-dir") from None
         yield
-
-# %% ../nbs/00_core.ipynb #ca1e35b9
-def pick_device(name: str = 'auto') -> torch.device:
-    "The device a run computes on; `auto` takes a GPU where there is one."
-    if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name.startswith('cuda') and not torch.cuda.is_available():
-        raise InputError(f"device {name!r}, but torch sees no GPU", "a device that is there", "set device=cpu, or install a CUDA build of torch")
-    try: return torch.device(name)
-    except RuntimeError: raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "set device=auto") from None
-
-# %% ../nbs/00_core.ipynb #53e8b629
-def progress(items: Iterable, what: str, total: int | None = None, start: int = 0) -> tqdm:
-    "A progress bar with rate and time left, on standard output, that suits a terminal and a notebook alike."
-    return tqdm(items, desc=what, total=total, initial=start, mininterval=2.0, file=sys.stdout, ascii=' .oO', ncols=100, smoothing=0.1)

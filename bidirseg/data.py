@@ -11,7 +11,7 @@ __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'C
            'DataSettings', 'survey', 'show_domains', 'save_figure', 'run', 'small_run']
 
 # %% ../nbs/02_data.ipynb #0db7127c
-import inspect, json, os, re
+import inspect, os, re
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -171,7 +171,7 @@ def find_root(root: str | Path | None,  # the data set's own folder, or one that
     for r in (root/folder, root):
         if (r/inside).is_dir(): return r
     if not root.is_dir(): raise InputError(f"no folder {root}", f"a folder with {folder}/{inside}", "set data_root to where the data sets are")
-    raise InputError(f"{root} holds neither {folder}/{inside} nor {inside}", f"the data set's official layout", "set data_root, or check that the data set is unpacked")
+    raise InputError(f"{root} holds neither {folder}/{inside} nor {inside}", "the data set's official layout", "set data_root, or check that the data set is unpacked")
 
 # %% ../nbs/02_data.ipynb #58692d62
 def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in order
@@ -275,7 +275,7 @@ def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'l
     check_name(space, LABEL_SPACES, 'label space')
     root = find_root(root, 'folder', images)
     found = {p.stem: p for p in _files(root/labels, ('.png',))} if labelled else None
-    if labelled and not (root/labels).is_dir(): raise InputError(f"no folder {root/labels}", "label maps for a labelled domain", f"add it, or name it with labels=")
+    if labelled and not (root/labels).is_dir(): raise InputError(f"no folder {root/labels}", "label maps for a labelled domain", "add it, or name it with labels=")
     n = len(LABEL_SPACES[space])
     return pair_up('folder', [(p.stem, p) for p in _files(root/images)], found, _ids({i: i for i in range(n)}))
 
@@ -340,13 +340,15 @@ def open_oracle(config: RunConfig) -> Pairs:
     return open_domain(config.target, config.label_space, True, config.data_root)
 
 # %% ../nbs/02_data.ipynb #03e94b0d
-def augment(height: int, width: int,      # of the crop, pixels
-            scale: tuple[float, float] = (0.5, 1.5),  # range of the random resize
+def augment(size: tuple[int, int],        # height and width that images come in
+            crop: tuple[int, int],        # height and width that they leave in
+            scale: tuple[float, float] = (0.5, 1.5),  # range of the random resize, in proportion to `size`
             jitter: float = 0.5,          # strength of brightness, contrast and saturation jitter
             flip: bool = True) -> v2.Transform:
     "Random scale, crop, flip and colour jitter, for dictionaries of an image and its masks."
-    steps = [v2.ScaleJitter((height, width), scale_range=tuple(scale), antialias=True)] if tuple(scale) != (1, 1) else []
-    steps += [v2.RandomCrop((height, width), pad_if_needed=True, fill={tv_tensors.Mask: IGNORE, 'others': 0})]
+    low, high = (round(s * min(size)) for s in scale)
+    steps = [v2.RandomResize(low, high + 1, antialias=True)] if tuple(scale) != (1, 1) else []
+    steps += [v2.RandomCrop(tuple(crop), pad_if_needed=True, fill={tv_tensors.Mask: IGNORE, 'others': 0})]
     if flip: steps += [v2.RandomHorizontalFlip()]
     if jitter: steps += [v2.ColorJitter(jitter, jitter, jitter)]
     return v2.Compose(steps)

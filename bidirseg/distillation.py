@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
+from .core import Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
 from .data import IGNORE, Samples, augment, default_workers, open_target, train_loader
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
@@ -76,10 +76,10 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         if st.skip: return st.dir
         device = pick_device(config.device)
         teacher = load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
-        if not (st.dir/'resume.pt').exists(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
+        if not st.checkpoint(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
         student = start_model(config, device) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
-                   Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(*config.crop, s.scale, s.jitter, s.flip), config.seed)]
+                   Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
         workers = default_workers(device) if s.workers is None else s.workers
         loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
         aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext

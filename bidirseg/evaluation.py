@@ -16,12 +16,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
-from .core import InputError, Stage, check_name, load_json, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
+from .core import InputError, Stage, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
 from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, LabelSpace, Pairs, images_only, Samples, open_evaluation, open_ids, open_oracle, save_figure
 from .model import load_checkpoint, upsample
-from .warmup import infer, label_maps
+from .warmup import infer
 
 # %% ../nbs/08_evaluation.ipynb #bcd652e8
 def confusion_matrix(labels, predictions,       # arrays or tensors of one shape, train ids

@@ -214,7 +214,7 @@ def label_tile(parts: Tensor,             # (R, C, K, m) log joints of all compo
 @patch
 def _label_one(self: ClassPrototypes, f: Tensor, size, log_prior, gate) -> tuple[Tensor, Tensor]:
     "Label map of one feature map (d, h, w) by control lattice, tile by tile."
-    (d, h, w), live = f.shape, torch.where(self.present_ if log_prior is None else self.present_ & (log_prior > -torch.inf))[0]
+    (_, h, w), live = f.shape, torch.where(self.present_ if log_prior is None else self.present_ & (log_prior > -torch.inf))[0]
     weights = self.weights_[live].double().log() + (0 if log_prior is None else log_prior[live, None].double())
     form = DiagonalForm(self.means_[live].flatten(0, 1), self.covariances_[live].flatten(0, 1), weights.flatten())
     f, prior, K = f.to(form.dtype).transpose(0, 1), None if log_prior is None else log_prior[live].to(form.dtype), self.weights_.shape[1]

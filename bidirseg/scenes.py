@@ -12,7 +12,6 @@ __all__ = ['SCENE_CLASSES', 'SCENE_COLORS', 'ROAD', 'SIDEWALK', 'BUILDING', 'WAL
            'people', 'paint_street', 'smooth_noise', 'camera_effects', 'draw_scene']
 
 # %% ../nbs/01_scenes.ipynb #c641df4f
-import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 

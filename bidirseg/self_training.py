@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import _compat
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
-from .data import (IGNORE, LABEL_SPACES, Images, Samples, augment, default_workers, open_ids, open_source, open_target,
+from .data import (IGNORE, Images, Samples, augment, default_workers, open_ids, open_source, open_target,
                            strong_view, train_loader)
 from .model import load_checkpoint, upsample
 from .warmup import TrainSettings, finish, keep_statistics, poly_schedule, train
@@ -130,7 +128,7 @@ def source_samples(run_dir: Path, config, s: TrainSettings, weights: bool) -> Sa
     "The source with its transferability maps."
     source = open_source(config)
     maps = dict(label=None, **(dict(weight=read_maps(stage_dir(run_dir, 'reweighting')/'weights', source, 'weight maps')) if weights else {}))
-    return Samples(source, config.source_size, maps, augment(*config.crop, s.scale, s.jitter, s.flip), config.seed)
+    return Samples(source, config.source_size, maps, augment(config.source_size, config.crop, s.scale, s.jitter, s.flip), config.seed)
 
 # %% ../nbs/07_self_training.ipynb #3dc5fab8
 def source_loss(model: nn.Module, batch: dict) -> Tensor:
@@ -152,7 +150,7 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
         student, teacher = (load_checkpoint(start_from)[0].to(device, memory_format=torch.channels_last) for _ in range(2))
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
-                           TwoViews(augment(*config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
+                           TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
         workers = default_workers(device) if s.workers is None else s.workers
         loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
         aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext

@@ -19,11 +19,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .core import (InputError, RunConfig, Stage, check_name, load_json, load_run, load_torch, pick_device, progress, save_json,
+from .core import (InputError, RunConfig, Stage, check_name, load_json, load_run, pick_device, progress, save_json,
                            save_torch, seeded, stage_dir, stage_settings)
 from .data import (IGNORE, LABEL_SPACES, Images, Pairs, Samples, augment, default_workers, open_oracle, open_source,
                            open_target, save_figure, train_loader)
@@ -157,7 +156,7 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
     "Train from the last checkpoint of the stage, or from the start, to `s.steps`."
     opt, resume, history, start = make_optimizer(model, s), st.dir/'resume.pt', [], 0
     nets = dict(model=model, **others)
-    if resume.exists() and (state := load_torch(resume, 'a checkpoint of this stage')).get('key') == st.key:
+    if state := st.checkpoint():
         start, history = state['step'], state['history']
         st.extra['seconds_before'] = state['seconds']
         for k, net in nets.items(): net.load_state_dict(state[k])
@@ -274,7 +273,7 @@ def finish(st: Stage, model: nn.Module, config: RunConfig, history: list[dict], 
 def train_on(domain: Pairs, size: tuple[int, int], target: Images, config: RunConfig, s: WarmupSettings, st: Stage, device: torch.device) -> tuple[nn.Module, list]:
     "Supervised training on labelled images, some of them dressed as target images; the network and its history."
     dressed = [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
-    samples = Samples(domain, size, transform=v2.Compose([*dressed, augment(*config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
+    samples = Samples(domain, size, transform=v2.Compose([*dressed, augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
     model, workers = start_model(config, device), default_workers(device) if s.workers is None else s.workers
     def loss_of(step, batch):
         logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
