@@ -103,6 +103,17 @@ def test_second_run_does_nothing(finished, preset, call):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+def test_a_stage_from_the_shell(finished, call, root, tmp_path):
+    run_dir = tmp_path/'run'
+    shutil.copytree(finished, run_dir)
+    call('papermill', root/'nbs'/'05_prototypes.ipynb', tmp_path/'out.ipynb', '-p', 'run_dir', run_dir, '-p', 'keep', '0.2', cwd=tmp_path)
+    record = json.loads((stage_dir(run_dir, 'prototypes')/'stage.json').read_text())
+    assert record['params']['keep'] == 0.2
+    before, after = (json.loads((stage_dir(d, 'prototypes')/'labels.json').read_text())['classes'] for d in (finished, run_dir))
+    kept = [sum(c['share'] * c['kept'] for c in x.values()) for x in (before, after)]
+    assert kept[0] == pytest.approx(0.5, abs=0.02) and kept[1] == pytest.approx(0.2, abs=0.02), kept
+
+
 def test_evaluate_and_predict(finished, call, tmp_path):
     scores = json.loads(call('bidirseg', 'evaluate', finished, '--json', '--stage', 'warmup'))
     stored = json.loads((stage_dir(finished, 'evaluation')/'scores.json').read_text())['warmup']
