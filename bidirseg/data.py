@@ -8,7 +8,7 @@ __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'C
            'images_only', 'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes', 'gta5',
            'open_ids16', 'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target', 'open_evaluation',
            'open_oracle', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader',
-           'DataSettings', 'survey', 'show_domains', 'save_figure', 'run', 'small_run']
+           'DataSettings', 'survey', 'show_domains', 'save_figure', 'picture', 'run', 'small_run']
 
 # %% ../nbs/02_data.ipynb #0db7127c
 import inspect, os, re
@@ -473,6 +473,11 @@ def save_figure(fig, path: Path) -> Path:
     return Path(path)
 
 # %% ../nbs/02_data.ipynb #d460154d
+def picture(path: Path) -> Image.Image:
+    "A stage's picture for a notebook: in 64 colours it is a quarter of the size."
+    return Image.open(path).convert('RGB').quantize(64)
+
+# %% ../nbs/02_data.ipynb #21b866d2
 def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the stage's folder
     "The stage: look at both domains, write `check.json` and `domains.png`."
     config = load_run(run_dir)
@@ -487,7 +492,7 @@ def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the st
         save_figure(show_domains(source, target, space), st.dir/'domains.png')
     return st.dir
 
-# %% ../nbs/02_data.ipynb #caf8f87f
+# %% ../nbs/02_data.ipynb #69151345
 def small_run(folder: str | Path, **changes) -> Path:
     "Start a run on a few small scenes, for trying a stage."
     scene = lambda domain, first, count: dict(dataset='scenes', domain=domain, first=first, count=count, height=48, width=96)
