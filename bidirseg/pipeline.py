@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'CAPTIONS', 'STYLE', 'family', 'stage_of', 'check_config', 'full_paths', 'parse_error', 'run_stage',
-           'html_table', 'html_figure', 'score_rows', 'stage_section', 'pseudo_label_text', 'report', 'run', 'go_on',
-           'markdown', 'score_text', 'summarise', 'repeat', 'stage_model', 'evaluate_run', 'predict_files', 'parser',
-           'list_stages', 'command_evaluate', 'main']
+           'html_table', 'html_figure', 'score_rows', 'html_page', 'stage_section', 'pseudo_label_text', 'report',
+           'run', 'go_on', 'markdown', 'score_text', 'summarise', 'repeat', 'stage_model', 'evaluate_run',
+           'predict_files', 'parser', 'list_stages', 'command_evaluate', 'main']
 
 # %% ../nbs/09_pipeline.ipynb #abab0e1c
 import argparse, base64, contextlib, html, json, sys, time, warnings
@@ -124,13 +124,18 @@ td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:left;vertical-a
 figcaption{color:#555;font-size:90%}code,pre{background:#f5f5f5;padding:.1em .3em;white-space:pre-wrap;overflow-wrap:anywhere}h2{margin-top:2em;border-bottom:2px solid #eee}"""
 
 # %% ../nbs/09_pipeline.ipynb #74095fb1
+def html_page(title: str, body: str) -> str:
+    "A whole page around a body."
+    return f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}: bidirseg</title><style>{STYLE}</style><body>{body}</body></html>'
+
+# %% ../nbs/09_pipeline.ipynb #7a9648c4
 def stage_section(run_dir: Path, name: str) -> str:
     "A stage's pictures under its name."
     folder, captions = stage_dir(run_dir, name), dict(CAPTIONS.get(family(name), {'predictions.png': 'What this model says about target images', 'history.png': 'Losses and rate'}))
     figures = ''.join(html_figure(folder/f, c) for f, c in captions.items())
     return f'<h3>{html.escape(name.replace("_", " "))}</h3>{figures}' if figures else ''
 
-# %% ../nbs/09_pipeline.ipynb #7a9648c4
+# %% ../nbs/09_pipeline.ipynb #d81e78dc
 def pseudo_label_text(run_dir: Path) -> str:
     "How good the kept pseudo labels are, where that was measured."
     path = stage_dir(run_dir, 'evaluation')/'pseudo_labels.json'
@@ -138,7 +143,7 @@ def pseudo_label_text(run_dir: Path) -> str:
     r = load_json(path)
     return f"<p>Pseudo labels of the target's training images: {100 * r['kept']:.1f} % of the pixels kept, mIoU of these {100 * r['miou']:.1f}. (The true labels were opened for this sentence and for the oracle alone.)</p>"
 
-# %% ../nbs/09_pipeline.ipynb #d81e78dc
+# %% ../nbs/09_pipeline.ipynb #9ed84cee
 def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir, config = Path(run_dir), load_run(run_dir)
@@ -157,11 +162,10 @@ def report(run_dir: str | Path) -> Path:   # report.html
     if config.target.get('dataset') == 'cityscapes':
         body += ['<h2>Published scores</h2>', html_table(['method', 'backbone', 'GTA5 to Cityscapes, 19 classes', 'SYNTHIA to Cityscapes, 16 / 13', 'read in'], [list(p) for p in PEERS])]
     body += ['<h2>Settings</h2>', f'<pre>{html.escape(json.dumps(asdict(config), indent=1))}</pre>']
-    with atomic_path(run_dir/'report.html') as tmp:
-        tmp.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(config.preset)}: bidirseg</title><style>{STYLE}</style><body>{"".join(body)}</body></html>')
+    with atomic_path(run_dir/'report.html') as tmp: tmp.write_text(html_page(config.preset, ''.join(body)))
     return run_dir/'report.html'
 
-# %% ../nbs/09_pipeline.ipynb #4f714cab
+# %% ../nbs/09_pipeline.ipynb #32dd6462
 def run(preset: str,                 # a preset's name or a TOML file
         run_dir: str | Path,
         changes: list[str] = (),     # 'key=value'
@@ -174,7 +178,7 @@ def run(preset: str,                 # a preset's name or a TOML file
         start_run(run_dir, config, update)
         return go_on(Path(run_dir))
 
-# %% ../nbs/09_pipeline.ipynb #32dd6462
+# %% ../nbs/09_pipeline.ipynb #c6216442
 def go_on(run_dir: Path) -> Path:   # the report
     "Run what is not complete in a run directory."
     names, began = stage_names(load_run(run_dir)), time.time()
@@ -188,18 +192,18 @@ def go_on(run_dir: Path) -> Path:   # the report
     print(f'{time.time() - began:.0f} s; report: {path}', flush=True)
     return path
 
-# %% ../nbs/09_pipeline.ipynb #c6216442
+# %% ../nbs/09_pipeline.ipynb #a6dc99af
 def markdown(head: list, rows: list[list]) -> str:
     "A Markdown table."
     cell = lambda x: f'{x:.1f}' if isinstance(x, float) else str(x)
     return '\n'.join('| ' + ' | '.join(map(cell, r)) + ' |' for r in [head, ['---'] * len(head), *rows])
 
-# %% ../nbs/09_pipeline.ipynb #32b981c4
+# %% ../nbs/09_pipeline.ipynb #26d9ebd1
 def score_text(run_dir: Path) -> str:
     "The scores of a run as text."
     return markdown(*score_rows(load_json(stage_dir(run_dir, 'evaluation')/'scores.json')))
 
-# %% ../nbs/09_pipeline.ipynb #dbbf3e29
+# %% ../nbs/09_pipeline.ipynb #7933214d
 def summarise(run_dirs: list[Path]) -> tuple[list, list[list]]:  # head and rows
     "Mean and standard deviation of every stage's mIoU over runs."
     all_scores = [load_json(stage_dir(d, 'evaluation')/'scores.json', 'the scores of a finished run') for d in run_dirs]
@@ -211,17 +215,21 @@ def summarise(run_dirs: list[Path]) -> tuple[list, list[list]]:  # head and rows
         rows.append([n.replace('_', ' '), spread(v), spread(gain) if n != 'source_only' else '', ' '.join(f'{x:.1f}' for x in v)])
     return ['stage', 'mIoU, mean ± spread', 'over source-only', f'each of {len(run_dirs)} seeds'], rows
 
-# %% ../nbs/09_pipeline.ipynb #886c7cdb
-def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = (), update: bool = False) -> Path:  # the table
-    "Run a preset once per seed and write the table of means and spreads."
-    dirs = [Path(out)/f'seed{s}' for s in seeds]
+# %% ../nbs/09_pipeline.ipynb #07d5bdfa
+def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = (), update: bool = False) -> Path:  # the report
+    "Run a preset once per seed; write the table of means and spreads as `summary.md`, and with pictures as `report.html`."
+    out, dirs = Path(out), [Path(out)/f'seed{s}' for s in seeds]
     for s, d in zip(seeds, dirs): run(preset, d, [*changes, f'seed={s}'], update)
-    table = markdown(*summarise(dirs))
-    with atomic_path(Path(out)/'summary.md') as tmp: tmp.write_text(table + '\n')
-    print(table)
-    return Path(out)/'summary.md'
+    head, rows = summarise(dirs)
+    line = ' '.join(['bidirseg repeat', preset, '--seeds', *map(str, seeds), '--out', str(out), *(f'--set {c}' for c in changes)])
+    body = [f'<h1>{html.escape(preset)}, {len(seeds)} seeds</h1><p>Made by <code>{html.escape(line)}</code>. Spread is the standard deviation over seeds.</p>', html_table(head, rows)]
+    for s, d in zip(seeds, dirs): body += [f'<h2>Seed {s}</h2><p><a href="seed{s}/report.html">Its report</a></p>', stage_section(d, 'evaluation')]
+    with atomic_path(out/'summary.md') as tmp: tmp.write_text(markdown(head, rows) + '\n')
+    with atomic_path(out/'report.html') as tmp: tmp.write_text(html_page(preset, ''.join(body)))
+    print(f'{markdown(head, rows)}\nreport: {out/"report.html"}')
+    return out/'report.html'
 
-# %% ../nbs/09_pipeline.ipynb #39abf745
+# %% ../nbs/09_pipeline.ipynb #55730edb
 def stage_model(run_dir: str | Path, stage: str | None = None):  # the network, the run's configuration, the stage's name
     "The model of a stage, or of the last one that is not the oracle."
     config = load_run(run_dir)
@@ -230,7 +238,7 @@ def stage_model(run_dir: str | Path, stage: str | None = None):  # the network, 
     stage = check_name(stage, names, 'trained stage') if stage else [n for n in names if n != 'oracle'][-1]
     return load_checkpoint(stage_dir(run_dir, stage)/'model.pt', pick_device(config.device))[0], config, stage
 
-# %% ../nbs/09_pipeline.ipynb #55730edb
+# %% ../nbs/09_pipeline.ipynb #c62a44a1
 def evaluate_run(run_dir: str | Path, stage: str | None = None, spec: dict | None = None) -> dict:  # scores and what they are about
     "Score a stage's model on any labelled data set, or on the run's own evaluation images."
     model, config, stage = stage_model(run_dir, stage)
@@ -238,7 +246,7 @@ def evaluate_run(run_dir: str | Path, stage: str | None = None, spec: dict | Non
     space = LABEL_SPACES[config.label_space]
     return dict(run_dir=str(run_dir), stage=stage, dataset=images.name, **scores(evaluation.evaluate(model, images, config.size, len(space)), space, len(images)))
 
-# %% ../nbs/09_pipeline.ipynb #c62a44a1
+# %% ../nbs/09_pipeline.ipynb #2860b0b1
 def predict_files(run_dir: str | Path, images: list[str], out: str | Path, stage: str | None = None) -> list[Path]:
     "Write `NAME.png` (train ids) and `NAME_color.png` for each image, at its own size."
     model, config, _ = stage_model(run_dir, stage)
@@ -253,7 +261,7 @@ def predict_files(run_dir: str | Path, images: list[str], out: str | Path, stage
         print(written[-1], flush=True)
     return written
 
-# %% ../nbs/09_pipeline.ipynb #d5b79b03
+# %% ../nbs/09_pipeline.ipynb #bf4527ad
 def parser() -> argparse.ArgumentParser:
     "Every command and its options."
     p = argparse.ArgumentParser(prog='bidirseg', description='Domain adaptive semantic segmentation by bidirectional self-training.')
@@ -280,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
     f.add_argument('run_dir')
     return p
 
-# %% ../nbs/09_pipeline.ipynb #bf4527ad
+# %% ../nbs/09_pipeline.ipynb #c0fee3d9
 def list_stages(run_dir: str | None):
     "Print stages, notebooks and, for a run, which are complete."
     for n in stage_names(load_run(run_dir) if run_dir else RunConfig(oracle=True)):
@@ -289,7 +297,7 @@ def list_stages(run_dir: str | None):
         except InputError: state = 'to do     '
         print(f'{state}{n:16} {notebook}')
 
-# %% ../nbs/09_pipeline.ipynb #c0fee3d9
+# %% ../nbs/09_pipeline.ipynb #f6cd585b
 def command_evaluate(a) -> None:
     "Score, and print a table or JSON."
     spec = dict(dataset=a.dataset, **{k: v for k, v in dict(root=a.root, split=a.split, drives=a.drives).items() if v is not None}) if a.dataset else None
@@ -303,7 +311,7 @@ def command_evaluate(a) -> None:
     print(f"{r['stage']} on {r['images']} images of {r['dataset']}: mIoU {100 * r['miou']:.1f}, pixel accuracy {100 * r['pixel_accuracy']:.1f}")
     print(markdown(['class', 'IoU'], [[k, '-' if v is None else 100 * v] for k, v in r['iou'].items()]))
 
-# %% ../nbs/09_pipeline.ipynb #f6cd585b
+# %% ../nbs/09_pipeline.ipynb #6403fd1d
 def main(argv: list[str] | None = None) -> int:  # exit status
     "The command line; what the user can mend is said in one line."
     a = parser().parse_args(argv)
