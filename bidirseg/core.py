@@ -313,7 +313,7 @@ class Stage:
                  ):
         self.run_dir, self.name, self.dir = Path(run_dir), name, stage_dir(run_dir, name)
         config = load_run(run_dir)
-        self.params = dict(asdict(settings), **{k: v for k, v in asdict(config).items() if k not in ('settings', 'device', 'description', 'rounds', 'oracle', 'preset', 'data_root')})
+        self.params = dict(asdict(settings), **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'rounds', 'oracle', 'preset', 'data_root')})
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in inputs.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
         self.extra = {}
