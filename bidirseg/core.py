@@ -70,7 +70,8 @@ def make_settings(cls: type,     # a settings dataclass
                   where: str = 'setting',  # how messages call the group
                   ):             # -> an instance of `cls`
     "Fill a settings dataclass; an unknown name or a value of the wrong type raises `InputError`."
-    kinds, good = {f.name: str(getattr(f.type, '__name__', f.type)) for f in fields(cls)}, {}
+    kinds = {f.name: str(getattr(f.type, '__name__', f.type)) for f in fields(cls)}
+    good = {f.name: list(f.default) for f in fields(cls) if isinstance(f.default, tuple)}   # lists, as JSON and TOML have them
     for k, v in values.items():
         check_name(k, kinds, where)
         if v is None and 'None' not in kinds[k]: continue
