@@ -50,7 +50,7 @@ width = 96
 n_components = 2
 [reweighting]
 n_centroids = 8
-''' + ''.join(f'[{k}]\nsteps = 6\nbatch_size = 2\nwarmup_steps = 1\ncheckpoint_every = 2\nlr = 0.01\n' for k in ('warmup', 'self_training', 'distillation'))
+''' + ''.join(f'[{k}]\nsteps = 6\nbatch_size = 2\nwarmup_steps = 1\ncheckpoint_every = 2\nlr = 0.01\n' + 'style = "fourier"\n' * (k == 'warmup') for k in ('warmup', 'self_training', 'distillation'))
 
 
 @pytest.fixture(scope='module')
