@@ -36,7 +36,7 @@ def test_wheel(built, root):
     assert {f'bidirseg/presets/{p.name}' for p in (root/'bidirseg'/'presets').glob('*.toml')} <= names
     assert {f'bidirseg/{p.name}' for p in (root/'bidirseg').glob('*.py')} <= names
     assert {n.split('/')[0] for n in names if '.dist-info' not in n} == {'bidirseg'}
-    assert 'bidirseg = bidirseg.pipeline:main' in points
+    assert 'bidirseg = bidirseg.cli:main' in points
     assert 'Requires-Python: >=3.11' in meta and 'License-Expression: Apache-2.0' in meta
 
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bidirseg.core import load_run, load_torch, stage_dir, stage_names
-from bidirseg.pipeline import main
+from bidirseg.cli import main
 
 TINY = '''
 label_space = "cityscapes19"
