@@ -21,21 +21,23 @@ from .evaluation import confusion_matrix, iou_per_class, mean_iou
 from .model import load_checkpoint
 from .prototypes import PAPER, PrototypesSettings, collect, make_labeller, rank_scores
 
-# %% ../nbs/08c_label_quality.ipynb #f0d49532
+# %% ../nbs/08c_label_quality.ipynb #d25aade3
 METHODS = {   # name -> settings of the prototypes stage that differ from the run's
     'softmax of the network': dict(evidence='network', gate='posterior'),
-    'one isotropic centroid': dict(covariance_type='spherical', n_components=1, adapt_steps=0, gate='margin'),
-    'isotropic, K = 8': dict(covariance_type='spherical', n_components=8, adapt_steps=0, gate='margin'),
+    'softmax, mirrored': dict(evidence='network', gate='posterior', mirror=True),
+    'one isotropic centroid': dict(covariance_type='spherical', n_components=1),
+    'isotropic, K = 8': dict(covariance_type='spherical'),
     'paper (diagonal, K = 8, density)': dict(PAPER, threshold=None),
-    'diagonal, K = 1': dict(n_components=1, adapt_steps=0, gate='margin'),
-    'diagonal, K = 3': dict(n_components=3, adapt_steps=0, gate='margin'),
-    'diagonal, K = 8': dict(n_components=8, adapt_steps=0, gate='margin'),
-    'adapted, K = 8, density': dict(n_components=8, adapt_steps=10, gate='density'),
-    'adapted, K = 8': dict(n_components=8, adapt_steps=10, gate='margin'),
-    'adapted, K = 8, no class prior': dict(n_components=8, adapt_steps=10, gate='margin', class_prior=False),
-    'adapted, K = 8, and the network': dict(evidence='both', n_components=8, adapt_steps=10, gate='margin'),
-    'the same, mirrored': dict(evidence='both', n_components=8, adapt_steps=10, gate='margin', mirror=True)}
-COMMON = dict(evidence='prototypes', covariance_type='diag', class_prior=True, threshold=None, mirror=False)
+    'diagonal, K = 8, floor 1e-6': dict(reg_covar=1e-6),
+    'diagonal, K = 1': dict(n_components=1),
+    'diagonal, K = 3': dict(n_components=3),
+    'diagonal, K = 8': dict(),
+    'adapted': dict(adapt_steps=10),
+    'adapted, no class prior': dict(adapt_steps=10, class_prior=False),
+    'adapted, density': dict(adapt_steps=10, gate='density'),
+    'adapted, and the network': dict(evidence='both', adapt_steps=10, gate='posterior'),
+    'the same, mirrored': dict(evidence='both', adapt_steps=10, gate='posterior', mirror=True)}
+COMMON = dict(evidence='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0, class_prior=True, gate='margin', threshold=None, mirror=False)
 
 # %% ../nbs/08c_label_quality.ipynb #95312ec8
 def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), scores (h, w)

@@ -82,11 +82,11 @@ def collect_source(model, samples: Samples, size: int, seed: int) -> Reservoir:
     if not keep.by_class(): raise InputError("a warm-up model that is right on no source pixel", "a trained model", "raise warmup.steps")
     return keep
 
-# %% ../nbs/05_prototypes.ipynb #e4c76780
-def collect_target(model, samples: Samples, size: int, seed: int) -> Tensor:  # (n, d), n <= size
-    "A uniform sample of target features."
+# %% ../nbs/05_prototypes.ipynb #34229ce9
+def collect_target(model, samples: Samples, size: int, seed: int, most: int = 200) -> Tensor:  # (n, d), n <= size
+    "A uniform sample of the features of at most `most` evenly spaced target images."
     keep = Reservoir(1, size, stream(seed, 'target features'))
-    for i in progress(range(len(samples)), 'target features'):
+    for i in progress(np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int)).tolist(), 'target features'):
         f = look(model, samples.read(i)['image'])[0].flatten(2)[0].T
         keep.add(f, torch.zeros(len(f), dtype=torch.int64))
     return keep.by_class()[0]
@@ -150,7 +150,7 @@ class ScoreRanks:
         for c in labels.unique().tolist(): rank[labels == c] = torch.searchsorted(self.table[c], scores[labels == c], right=True) / 256
         return rank
 
-# %% ../nbs/05_prototypes.ipynb #32e3084b
+# %% ../nbs/05_prototypes.ipynb #f68a92bf
 @dataclass(frozen=True)
 class PrototypesSettings:
     "Settings of prototypes and pseudo labels."
@@ -159,7 +159,7 @@ class PrototypesSettings:
     covariance_type: str = 'diag'     # diag, or spherical for isotropic ones
     rows_per_class: int = 20_000      # source features kept per class (published: 300,000)
     max_iter: int = 100               # EM steps at most
-    reg_covar: float = 1e-6
+    reg_covar: float = 1e-6           # added to the variances; a channel that is silent on the source but not on the target needs more
     adapt_steps: int = 0              # EM steps over target features; 0 keeps the source's prototypes, as published
     adapt_strength: float = 10_000.0  # target rows that a source prototype outweighs
     target_rows: int = 60_000         # target features for these steps
@@ -175,8 +175,9 @@ class PrototypesSettings:
         if self.evidence != 'prototypes' and self.gate == 'density': raise InputError(f"gate='density' with evidence={self.evidence!r}", "margin or posterior: a network has no density", "set gate=margin")
         if not 0 < self.keep <= 1: raise InputError(f"keep={self.keep}", "a share in (0, 1]", "set keep=0.5")
 
-# %% ../nbs/05_prototypes.ipynb #e1045f13
-PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100., own_statistics=False)
+# %% ../nbs/05_prototypes.ipynb #4be7a1f6
+PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100.,
+             reg_covar=1e-6, mirror=False, own_statistics=False)
 
 # %% ../nbs/05_prototypes.ipynb #5e6eb1d7
 def show_labels(images, labels, ranks, kept, space):
