@@ -71,12 +71,13 @@ def take_over(run_dir: Path, name: str, others: list[Path]) -> bool:
         shutil.rmtree(folder)
     return False
 
-# %% ../nbs/09a_ablation.ipynb #d90e7520
+# %% ../nbs/09a_ablation.ipynb #ebcf46b2
 def stages_until(config, last: str) -> list[str]:
-    "What must run for a stage's model; the baselines need nothing before them."
-    names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle', 'source_only')]
+    "What must run for a stage's model. The baselines need nothing before them, and a warm-up with a style of its own does not either."
     if last in ('source_only', 'oracle'): return [last]
-    return ['source_only', *(names if last == 'last' else names[:names.index(last) + 1])]
+    plain = config.settings.get('warmup', {}).get('style', 'none') == 'none'   # then the warm-up is the source-only training
+    names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle') and (plain or n != 'source_only')]
+    return names if last == 'last' else names[:names.index(last) + 1]
 
 # %% ../nbs/09a_ablation.ipynb #4c3c57c3
 def commit() -> str:
@@ -85,7 +86,7 @@ def commit() -> str:
     try: return subprocess.run(['git', '-C', here, 'rev-parse', '--short=12', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return bidirseg.__version__
 
-# %% ../nbs/09a_ablation.ipynb #ea7cd2cc
+# %% ../nbs/09a_ablation.ipynb #77da87f3
 def run_variant(preset: str, variant: str, seed: int, out: Path,   # of all variants and seeds
                 sets: list[str], update: bool = False) -> dict:    # a row of results
     "Run what is missing of a variant and score it."
@@ -95,7 +96,7 @@ def run_variant(preset: str, variant: str, seed: int, out: Path,   # of all vari
     seconds = 0.
     with run_lock(run_dir):
         start_run(run_dir, config, update)
-        names, siblings = stages_until(config, last), sorted(p.parent for p in run_dir.parent.glob('*/run.json'))
+        names, siblings = stages_until(config, last), sorted(p.parent for p in run_dir.parent.glob('**/run.json'))   # also what `repeat` put here
         for name in names:
             if not take_over(run_dir, name, siblings): run_stage(run_dir, name)
             record = load_json(stage_dir(run_dir, name)/'stage.json')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
-# %% ../nbs/07b_distillation.ipynb #300a936a
+# %% ../nbs/07b_distillation.ipynb #c44de3a8
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .core import Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
-from .data import IGNORE, Samples, augment, default_workers, open_target, train_loader
+from .data import IGNORE, Samples, augment, open_target
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
-from .warmup import TrainSettings, finish, infer, keep_statistics, start_model, train
+from .warmup import TrainSettings, finish, infer, keep_statistics, make_loaders, start_model, train
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
 def multi_scale(model: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
@@ -64,7 +64,7 @@ class DistillationSettings(TrainSettings):
         check_name(self.student, ('fresh', 'teacher'), 'student')
         check_name(self.statistics, ('target', 'both'), 'domain of statistics')
 
-# %% ../nbs/07b_distillation.ipynb #4f4d74c9
+# %% ../nbs/07b_distillation.ipynb #c7d36618
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     config = load_run(run_dir)
@@ -80,8 +80,6 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         student = start_model(config, device) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
-        workers = default_workers(device) if s.workers is None else s.workers
-        loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
         aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
         def loss_of(step, source, target):
             with aside(student): losses = dict(source=source_loss(student, source))
@@ -91,6 +89,6 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 losses['distillation'] = s.distillation * distillation_loss(logits, judge)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
-        history = train(st, student, s, device, config.seed, loaders, loss_of)
+        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of)
         finish(st, student, config, history, domains[1])
     return st.dir

@@ -62,9 +62,9 @@ def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), score
     plain = lambda cm: [None if np.isnan(v) else round(float(v), 5) for v in iou_per_class(cm)]
     return dict(miou=round(mean_iou(every), 5), miou_kept=round(mean_iou(kept), 5), kept=round(share, 4), iou=plain(every), iou_kept=plain(kept))
 
-# %% ../nbs/08c_label_quality.ipynb #5ec3afca
+# %% ../nbs/08c_label_quality.ipynb #6f68a33b
 def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
-                   most: int = 120,        # target images that are scored
+                   most: int = 60,         # target images that are scored
                    methods: dict = METHODS,
                    ) -> list[dict]:        # a row a method
     "Score every way to label the target's training images of a run."

@@ -72,11 +72,11 @@ def parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
     wanted, _, fix = rest.partition('. Fix: ')
     return seen, wanted, fix
 
-# %% ../nbs/09_pipeline.ipynb #4ecfe3f9
-def run_stage(run_dir: Path, name: str) -> float:  # seconds
+# %% ../nbs/09_pipeline.ipynb #262410ec
+def run_stage(run_dir: Path, name: str):
     "Execute a stage's notebook into its folder, unless the stage is complete."
     notebook, cls, _ = stage_of(name)
-    began, settings = time.time(), stage_settings(cls, load_run(run_dir), name)
+    settings = stage_settings(cls, load_run(run_dir), name)
     folder = stage_dir(run_dir, name)
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(run_dir=str(run_dir.resolve()), stage=name, **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()})
@@ -88,7 +88,6 @@ def run_stage(run_dir: Path, name: str) -> float:  # seconds
     except papermill.PapermillExecutionError as e:
         if e.ename == 'InputError': raise InputError(*parse_error(e.evalue)) from None
         raise
-    return time.time() - began
 
 # %% ../nbs/09_pipeline.ipynb #0939fcbd
 def html_table(head: list, rows: list[list]) -> str:

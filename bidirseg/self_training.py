@@ -6,7 +6,7 @@
 __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_loss', 'distillation_loss', 'ramp_up',
            'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_loss', 'run']
 
-# %% ../nbs/07_self_training.ipynb #a80a019c
+# %% ../nbs/07_self_training.ipynb #24a99fe9
 import contextlib, math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
-from .data import (IGNORE, Images, Samples, augment, default_workers, open_ids, open_source, open_target,
-                           strong_view, train_loader)
+from .data import (IGNORE, Images, Samples, augment, open_ids, open_source, open_target,
+                           strong_view)
 from .model import load_checkpoint, upsample
-from .warmup import TrainSettings, finish, keep_statistics, poly_schedule, train
+from .warmup import TrainSettings, finish, keep_statistics, make_loaders, poly_schedule, train
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
 def _check_maps(logits: Tensor, **maps: Tensor):
@@ -137,7 +137,7 @@ def source_loss(model: nn.Module, batch: dict) -> Tensor:
     weight = batch['weight'].float() / 255 if 'weight' in batch else torch.ones(batch['label'].shape, device=logits.device)
     return weighted_cross_entropy(logits, batch['label'], weight)
 
-# %% ../nbs/07_self_training.ipynb #0e9e7951
+# %% ../nbs/07_self_training.ipynb #8b815384
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
@@ -151,8 +151,6 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
                            TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
-        workers = default_workers(device) if s.workers is None else s.workers
-        loaders = lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
         aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
         def loss_of(step, source, target):
             with aside(student): losses = dict(source=source_loss(student, source))
@@ -164,6 +162,6 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
                 seen = F.interpolate(target['visible'][:, None].float(), view.shape[-2:], mode='nearest')[:, 0] > 0
                 losses['consistency'] = s.consistency * ramp_up(step, s.ramp_steps) * consistency_loss(view, judge, seen)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
-        history = train(st, student, s, device, config.seed, loaders, loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step))
+        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step))
         finish(st, student, config, history, domains[1])
     return st.dir

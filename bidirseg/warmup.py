@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'BATCH_NORM', 'rgb_to_lab', 'lab_to_rgb', 'lab_style', 'fourier_style', 'exposure_style', 'Stylise',
-           'poly_schedule', 'TrainSettings', 'WarmupSettings', 'make_optimizer', 'to_device', 'train', 'infer',
-           'label_maps', 'estimate_statistics', 'keep_statistics', 'show_history', 'show_predictions', 'start_model',
-           'finish', 'train_on', 'run']
+           'poly_schedule', 'TrainSettings', 'WarmupSettings', 'make_optimizer', 'to_device', 'train', 'make_loaders',
+           'infer', 'label_maps', 'estimate_statistics', 'keep_statistics', 'show_history', 'show_predictions',
+           'start_model', 'finish', 'train_on', 'run']
 
 # %% ../nbs/04_warmup.ipynb #532b7a5f
 import contextlib, math, time
@@ -191,6 +191,12 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
                                     optimizer=opt.state_dict(), **{k: net.state_dict() for k, net in nets.items()}))
     return history
 
+# %% ../nbs/04_warmup.ipynb #9f0f250e
+def make_loaders(domains: list[Samples], s: TrainSettings, device: torch.device) -> Callable:  # start -> one loader per domain
+    "Loaders of training batches, from any step on."
+    workers = default_workers(device) if s.workers is None else s.workers
+    return lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
+
 # %% ../nbs/04_warmup.ipynb #176f4592
 @torch.no_grad()
 def infer(model: nn.Module, images: Tensor  # (b, 3, h, w) uint8
@@ -276,16 +282,16 @@ def finish(st: Stage, model: nn.Module, config: RunConfig, history: list[dict], 
     save_figure(show_history(history, st.name), st.dir/'history.png')
     save_figure(show_predictions(model, target, space), st.dir/'predictions.png')
 
-# %% ../nbs/04_warmup.ipynb #6c7df9f8
+# %% ../nbs/04_warmup.ipynb #ebb266d1
 def train_on(domain: Pairs, size: tuple[int, int], target: Images, config: RunConfig, s: WarmupSettings, st: Stage, device: torch.device) -> tuple[nn.Module, list]:
     "Supervised training on labelled images, some of them dressed as target images; the network and its history."
     dressed = [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
     samples = Samples(domain, size, transform=v2.Compose([*dressed, augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
-    model, workers = start_model(config, device), default_workers(device) if s.workers is None else s.workers
+    model = start_model(config, device)
     def loss_of(step, batch):
         logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
         return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), ignore_index=IGNORE))
-    return model, train(st, model, s, device, config.seed, lambda start: [train_loader(samples, s.batch_size, start, s.steps, workers)], loss_of)
+    return model, train(st, model, s, device, config.seed, make_loaders([samples], s, device), loss_of)
 
 # %% ../nbs/04_warmup.ipynb #ae9a7799
 def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the stage's folder

@@ -234,3 +234,22 @@ def test_target_labels_are_never_opened(tmp_path, monkeypatch):
         for stage, work in dict(warmup=warmup, prototypes=prototypes, reweighting=reweighting, self_training=self_training, distillation_1=distillation).items(): work.run(run_dir, stage)
         result[name] = weights(run_dir)
     assert_same(result['a'], result['b'])
+
+
+def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):
+    out = tmp_path/'ablation'
+    line = ['ablate', str(preset), '--seeds', '0', '--out', str(out), '--variants', 'source_only', 'full', 'distillation_none', 'oracle']
+    assert main(line) == 0
+    rows = json.loads((out/'results.json').read_text())
+    assert [r['variant'] for r in rows] == ['source_only', 'full', 'distillation_none', 'oracle']
+    for r in rows: assert {'variant', 'seed', 'miou', 'iou', 'seconds', 'device', 'commit'} <= r.keys() and 0 <= r['miou'] <= 1 and r['seconds'] > 0
+    models = [next((out/'seed0'/v).glob('*_self_training/model.pt')) for v in ('full', 'distillation_none')]
+    assert os.path.samefile(*models), 'a shared stage is the same file'
+    assert (out/'table.md').stat().st_size and (out/'figure.png').stat().st_size
+    times = {p: p.stat().st_mtime_ns for p in out.rglob('stage.json')}
+    assert main(line) == 0
+    assert {p: p.stat().st_mtime_ns for p in out.rglob('stage.json')} == times, 'nothing runs twice'
+    assert main([*line[:-1], 'fulll']) == 2 and 'did you mean full' in capsys.readouterr().err
+    assert main(['labels', str(preset), '--seeds', '0', '--out', str(out)]) == 0
+    labels = json.loads((out/'labels.json').read_text())
+    assert len({r['method'] for r in labels}) == len(labels) > 10 and all(0 <= r['miou'] <= 1 for r in labels)
