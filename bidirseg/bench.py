@@ -6,10 +6,10 @@
 __all__ = ['BENCHES', 'Row', 'at_least', 'at_most', 'seconds_of', 'medians', 'Rates', 'measure_rates', 'peak_memory_now',
            'report_peak', 'extra_memory', 'make_rows', 'BroadcastEM', 'start_of', 'mixture_at', 'sklearn_at',
            'sklearn_step', 'bench_em', 'bench_fit', 'make_prototypes', 'bench_scoring', 'make_map', 'bench_label_map',
-           'bench_prototypes', 'bench_table']
+           'bare_loop', 'bench_training', 'bench_prototypes', 'bench_table']
 
-# %% ../nbs/08b_bench.ipynb #b278ddd9
-import gc, math, re, resource, statistics, subprocess, sys, time, warnings
+# %% ../nbs/08b_bench.ipynb #3da876cf
+import gc, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -18,10 +18,14 @@ from . import _compat
 import sklearn.mixture
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from .core import pick_device, stream
+from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
+from .data import IGNORE, Samples, augment, open_source
 from .mixtures import GaussianMixture, full_precision
+from .model import upsample
 from .prototypes import ClassPrototypes
+from .warmup import WarmupSettings, make_loaders, make_optimizer, start_model, to_device, train
 
 # %% ../nbs/08b_bench.ipynb #328e1c2b
 @dataclass(frozen=True)
@@ -265,6 +269,40 @@ def bench_label_map(device: torch.device, rates: Rates, h: int, w: int) -> list[
             at_most('label_map_memory', extra_memory(make_map, _label, (h, w), device) / 2**20, 'MB', 400.)]
     return rows + ([at_most('label_map_milliseconds', 1000 * ours, 'ms', 10.)] if device.type == 'cuda' else [])
 
+# %% ../nbs/08b_bench.ipynb #1070fdc4
+def bare_loop(model, s: WarmupSettings, batches: list[dict]):  # of images that are normalised, on the device
+    "Forward, backward, step."
+    model.train()
+    opt = make_optimizer(model, s)
+    for b in batches:
+        with torch.autocast(b['image'].device.type, torch.bfloat16, enabled=b['image'].is_cuda):
+            loss = F.cross_entropy(upsample(model(b['image']).logits, b['image'].shape[-2:]).float(), b['label'].long(), ignore_index=IGNORE)
+        opt.zero_grad(set_to_none=True)
+        loss.backward()
+        opt.step()
+
+# %% ../nbs/08b_bench.ipynb #6dbbba41
+def bench_training(device: str = 'cpu',   # cpu or cuda
+                   steps: int = 12, batch_size: int = 8, turns: int = 3) -> list[Row]:
+    "The training loop of the demo, by ratios."
+    device = pick_device(device)
+    with tempfile.TemporaryDirectory() as tmp:
+        config = load_preset('demo', [f'source.count={steps * batch_size}'])
+        s = stage_settings(WarmupSettings, config, 'source_only', dict(steps=steps, batch_size=batch_size))
+        st, source = Stage(start_run(tmp, config), 'source_only', s), open_source(config)
+        samples = Samples(source, config.source_size, transform=augment(config.source_size, config.crop, s.scale, s.jitter, s.flip))
+        loaders, model = make_loaders([samples], s, device), start_model(config, device)
+        batches = [{k: v.to(device) for k, v in b.items()} for b in loaders(0)[0]]
+        ready = [to_device(b, device) for b in batches]
+        def loss_of(step, b):
+            return dict(loss=F.cross_entropy(upsample(model(b['image']).logits, b['image'].shape[-2:]).float(), b['label'].long(), ignore_index=IGNORE))
+        loop = lambda feeds: train(st, model, s, device, 0, feeds, loss_of)
+        bare, ours, whole = medians([lambda: bare_loop(model, s, ready), lambda: loop(lambda start: [batches]), lambda: loop(loaders)], device, turns)
+    spare = device.type == 'cuda' or os.cpu_count() >= 4   # somebody else than the training can load
+    loading = 'training_with_loading_vs_bare', whole / bare, 'times as long'
+    return [at_most('training_loop_vs_bare', ours / bare, 'times as long', 1.05), at_most(*loading, 1.05) if spare else Row(*loading),
+            Row('training_images_per_second', steps * batch_size / ours, 'images/s')]
+
 # %% ../nbs/08b_bench.ipynb #ef000748
 def bench_prototypes(device: str = 'cpu',       # cpu or cuda
                      step_rows: int = 40_000,   # rows of one EM step and of scoring
@@ -278,8 +316,8 @@ def bench_prototypes(device: str = 'cpu',       # cpu or cuda
             *bench_em(device, rates, step_rows), *bench_fit(device, fit_rows), *bench_scoring(device, rates, step_rows),
             *bench_label_map(device, rates, height // 4, width // 4)]
 
-# %% ../nbs/08b_bench.ipynb #dcdadbfe
-BENCHES = dict(prototypes=bench_prototypes)
+# %% ../nbs/08b_bench.ipynb #15dd97e1
+BENCHES = dict(prototypes=bench_prototypes, training=bench_training)
 
 # %% ../nbs/08b_bench.ipynb #125a8788
 def bench_table(rows: list[Row]) -> str:

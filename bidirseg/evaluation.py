@@ -53,15 +53,17 @@ def mean_iou(cm: np.ndarray,              # (classes, classes)
     iou = iou_per_class(cm)[list(classes) if classes is not None else slice(None)]
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float('nan')
 
-# %% ../nbs/08_evaluation.ipynb #6ee43ba9
+# %% ../nbs/08_evaluation.ipynb #349fabad
 def scores(cm: np.ndarray, space: LabelSpace, images: int) -> dict:
-    "Everything about a confusion matrix, ready for JSON: shares in [0, 1], None for absent classes."
-    iou = [None if np.isnan(v) else round(float(v), 6) for v in iou_per_class(cm)]
+    "Everything about a confusion matrix, ready for JSON: shares in [0, 1], None for classes that no label has."
+    if not cm.sum(): raise InputError(f"no labelled pixel in {images} images", "labels of the run's classes", "check the label maps and how they are mapped")
+    there = cm.sum(1) > 0
+    iou = [round(float(v), 6) if t else None for v, t in zip(iou_per_class(cm), there)]
     lists = {space.name: list(space.classes)}
     if space.name == 'cityscapes19': lists |= {s.name: list(s.classes) for s in (CITYSCAPES16, CITYSCAPES13)}
-    means = {name: round(mean_iou(cm, [space.classes.index(c) for c in cs]), 6) for name, cs in lists.items()}
+    means = {name: round(mean_iou(cm, [i for i, c in enumerate(space.classes) if c in cs and there[i]]), 6) for name, cs in lists.items()}
     return dict(miou=means[space.name], miou_by_classes=means, iou=dict(zip(space.classes, iou)),
-                pixel_accuracy=round(float(np.trace(cm) / max(1, cm.sum())), 6), images=images, confusion=cm.tolist())
+                pixel_accuracy=round(float(np.trace(cm) / cm.sum()), 6), images=images, confusion=cm.tolist())
 
 # %% ../nbs/08_evaluation.ipynb #888b0521
 def evaluate(model: nn.Module, data: Pairs, size: tuple[int, int],  # labelled images; height and width for the network

@@ -39,7 +39,7 @@ METHODS = {   # name -> settings of the prototypes stage that differ from the ru
     'the same, mirrored': dict(evidence='both', adapt_steps=10, gate='posterior', mirror=True)}
 COMMON = dict(evidence='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0, class_prior=True, gate='margin', threshold=None, mirror=False)
 
-# %% ../nbs/08c_label_quality.ipynb #95312ec8
+# %% ../nbs/08c_label_quality.ipynb #2b0607fb
 def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), scores (h, w)
                  samples: Samples,     # target images with labels
                  num_classes: int, seed: int,
@@ -59,8 +59,9 @@ def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), score
         every = every + confusion_matrix(truth, labels, num_classes)
         kept = kept + confusion_matrix(torch.where(chosen, truth, IGNORE), labels, num_classes)
         share += float(chosen.float().mean()) / len(samples)
+    there = np.flatnonzero(every.sum(1))   # the same classes for every way to label
     plain = lambda cm: [None if np.isnan(v) else round(float(v), 5) for v in iou_per_class(cm)]
-    return dict(miou=round(mean_iou(every), 5), miou_kept=round(mean_iou(kept), 5), kept=round(share, 4), iou=plain(every), iou_kept=plain(kept))
+    return dict(miou=round(mean_iou(every, there), 5), miou_kept=round(mean_iou(kept, there), 5), kept=round(share, 4), iou=plain(every), iou_kept=plain(kept))
 
 # %% ../nbs/08c_label_quality.ipynb #6f68a33b
 def compare_labels(run_dir: str | Path,    # a run whose warm-up is done

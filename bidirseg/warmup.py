@@ -154,7 +154,7 @@ def to_device(batch: dict, device: torch.device) -> dict:
     out = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
     return {k: normalise(v.float() / 255).contiguous(memory_format=torch.channels_last) if k in ('image', 'view') else v for k, v in out.items()}
 
-# %% ../nbs/04_warmup.ipynb #0360325a
+# %% ../nbs/04_warmup.ipynb #f2546f34
 def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, seed: int,
           loaders: Callable,            # start -> one loader per domain, from that step on
           loss_of: Callable,            # (step, *batches) -> dictionary of scalar losses; `loss` is minimised
@@ -171,7 +171,8 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
         print(f'{st.name}: going on at step {start}')
     began, before = time.time(), st.extra.get('seconds_before', 0)
     model.train()
-    bar = progress(zip(*loaders(start)), st.name, s.steps, start)
+    feeds = loaders(start)
+    bar = progress(zip(*feeds), st.name, s.steps, start)
     for step, batches in enumerate(bar, start):
         rate = poly_schedule(step, s.steps, s.warmup_steps, 1.0, eta_min=0.0)
         for g in opt.param_groups: g['lr'] = g['highest'] * rate
@@ -179,7 +180,9 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
             losses = loss_of(step, *(to_device(b, device) for b in batches))
         values = {k: float(v.detach()) for k, v in losses.items()}
         if not all(map(math.isfinite, values.values())):
-            raise InputError(f"{st.name} step {step}: losses {values} on images {[b['index'].tolist() for b in batches]}", "finite losses", f"look at these images; lower lr={s.lr}; the last good state is {resume}" if resume.exists() else f"look at these images; lower lr={s.lr}")
+            names = [f.dataset.images.keys[int(i)] for f, b in zip(feeds, batches) for i in b['index']]
+            state = f'the last good state is {resume}' if resume.exists() else 'there is no earlier state'
+            raise InputError(f'{st.name} step {step}: losses {values} on {names}', 'finite losses', f'look at these images, or lower lr={s.lr}; {state}')
         opt.zero_grad(set_to_none=True)
         losses['loss'].backward()
         opt.step()
