@@ -6,9 +6,9 @@
 __all__ = ['MAPS_OFF', 'PUBLISHED_LOSSES', 'VARIANTS', 'changes', 'take_over', 'stages_until', 'commit', 'run_variant',
            'ablation_table', 'class_table', 'show_ablation', 'ablate', 'study_labels']
 
-# %% ../nbs/09a_ablation.ipynb #b9034d9a
-import os, platform, shutil, subprocess
-from dataclasses import replace
+# %% ../nbs/09a_ablation.ipynb #1dcb94fe
+import os, shutil, subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 from . import _compat
@@ -16,13 +16,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import bidirseg
-from .core import (InputError, atomic_path, check_name, is_finished, load_json, load_preset, load_run, run_lock, save_json, stage_dir,
-                           stage_names, start_run)
-from .data import save_figure
+from .core import (atomic_path, check_name, is_finished, load_json, load_preset, load_run, run_lock, save_json, stage_dir, stage_names,
+                           stage_settings, start_run)
+from .data import open_evaluation, save_figure
 from .evaluation import gap_closed
-from .label_quality import compare_labels, label_table
+from .label_quality import COMMON, METHODS, compare_labels, label_table
 from .pipeline import check_config, evaluate_run, full_paths, markdown, run_stage, stage_of
-from .prototypes import PAPER
+from .prototypes import PAPER, PrototypesSettings
+from .warmup import WarmupSettings
 
 # %% ../nbs/09a_ablation.ipynb #2927c5f9
 def changes(**tables) -> list[str]:
@@ -56,26 +57,27 @@ VARIANTS = {   # name -> the last stage, changes
     'full': ('last', []),
     'oracle': ('oracle', ['oracle=true'])}
 
-# %% ../nbs/09a_ablation.ipynb #2a2b1e60
+# %% ../nbs/09a_ablation.ipynb #182eaf84
 def take_over(run_dir: Path, name: str, others: list[Path]) -> bool:
     "Take a stage from another run where it is the same."
     folder, work = stage_dir(run_dir, name), stage_of(name)[2]
     done = lambda: is_finished(lambda: work(run_dir, name))
     if (folder/'stage.json').exists() and done(): return True
     for other in others:
+        if other == run_dir or name not in stage_names(load_run(other)): continue
         theirs = stage_dir(other, name)
-        if other == run_dir or not (theirs/'stage.json').exists() or (folder/'resume.pt').exists(): continue
+        if not (theirs/'stage.json').exists() or (folder/'resume.pt').exists(): continue
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(theirs, folder, copy_function=os.link)
         if done(): return True
         shutil.rmtree(folder)
     return False
 
-# %% ../nbs/09a_ablation.ipynb #ebcf46b2
+# %% ../nbs/09a_ablation.ipynb #763a6919
 def stages_until(config, last: str) -> list[str]:
     "What must run for a stage's model. The baselines need nothing before them, and a warm-up with a style of its own does not either."
     if last in ('source_only', 'oracle'): return [last]
-    plain = config.settings.get('warmup', {}).get('style', 'none') == 'none'   # then the warm-up is the source-only training
+    plain = stage_settings(WarmupSettings, config, 'warmup').style == 'none'   # then the warm-up is the source-only training
     names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle') and (plain or n != 'source_only')]
     return names if last == 'last' else names[:names.index(last) + 1]
 
@@ -86,7 +88,7 @@ def commit() -> str:
     try: return subprocess.run(['git', '-C', here, 'rev-parse', '--short=12', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError): return bidirseg.__version__
 
-# %% ../nbs/09a_ablation.ipynb #77da87f3
+# %% ../nbs/09a_ablation.ipynb #a39750ca
 def run_variant(preset: str, variant: str, seed: int, out: Path,   # of all variants and seeds
                 sets: list[str], update: bool = False) -> dict:    # a row of results
     "Run what is missing of a variant and score it."
@@ -101,7 +103,7 @@ def run_variant(preset: str, variant: str, seed: int, out: Path,   # of all vari
             if not take_over(run_dir, name, siblings): run_stage(run_dir, name)
             record = load_json(stage_dir(run_dir, name)/'stage.json')
             seconds += record['seconds']
-        key, kept = record['key'], run_dir/'score.json'
+        key, kept = [record['key'], open_evaluation(config).stamp()], run_dir/'score.json'
         score = load_json(kept) if kept.exists() else {}
         if score.get('key') != key:
             score = dict(key=key, **{k: v for k, v in evaluate_run(run_dir, names[-1]).items() if k in ('miou', 'iou', 'pixel_accuracy', 'images')})
@@ -161,7 +163,7 @@ def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], 
     print(markdown(*ablation_table(rows)) + f"\nwritten: {out/'results.json'}, {out/'table.md'}, {out/'figure.png'}")
     return rows
 
-# %% ../nbs/09a_ablation.ipynb #6092902e
+# %% ../nbs/09a_ablation.ipynb #54f8c5e4
 def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False) -> list[dict]:  # rows
     "Compare ways to label the target under several seeds; writes `labels.json` and `labels.md`."
     out, rows = Path(out), []
@@ -169,9 +171,10 @@ def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str]
         run_variant(preset, 'warmup', seed, out, list(sets), update)
         kept = out/f'seed{seed}'/'warmup'/'labels.json'
         record = load_json(stage_dir(kept.parent, 'warmup')/'stage.json')
+        key = [record['key'], asdict(stage_settings(PrototypesSettings, load_run(kept.parent), 'prototypes')), METHODS, COMMON]
         done = load_json(kept) if kept.exists() else {}
-        if done.get('key') != record['key']:
-            done = dict(key=record['key'], rows=[dict(r, device=record['device'], machine=record['machine'], commit=commit()) for r in compare_labels(kept.parent)])
+        if done.get('key') != key:
+            done = dict(key=key, rows=[dict(r, device=record['device'], machine=record['machine'], commit=commit()) for r in compare_labels(kept.parent)])
             save_json(kept, done)
         rows += done['rows']
         save_json(out/'labels.json', rows)

@@ -254,7 +254,7 @@ def prior_rows(weights: Tensor,          # (k,) 0 for a component that is switch
     n, m = strength * (weights > 0).double(), means.double() - offset
     return MixtureStatistics(0, 0., n, n[:, None]*m, n[:, None]*(covariances.double() + m*m), offset)
 
-# %% ../nbs/04c_class_prototypes.ipynb #cdb0f796
+# %% ../nbs/04c_class_prototypes.ipynb #ff985573
 def adapt(prototypes: ClassPrototypes,
           target_batches,            # rows (n, d), a list of such, or a function that makes a fresh pass over batches
           strength: float = 10_000., # how many target rows a source prototype outweighs; 0 is plain EM
@@ -265,7 +265,7 @@ def adapt(prototypes: ClassPrototypes,
     make = target_batches if callable(target_batches) else lambda: [target_batches] if isinstance(target_batches, Tensor) else target_batches
     P, like, w0 = prototypes, prototypes.means_, prototypes.weights_.double()
     m0, v0, present = P.means_.flatten(0, 1), P.covariances_.flatten(0, 1), P.present_.double()
-    weights, means, covs, history = w0, m0, v0, []
+    weights, means, covs, history, round_ = w0, m0, v0, [], bool((v0 == v0[:, :1]).all())   # isotropic prototypes stay isotropic
     log_prior = (present / present.sum()).log() if P.log_prior_ is None else P.log_prior_.double()
     for _ in range(n_iter):
         with full_precision(like.device):
@@ -274,6 +274,7 @@ def adapt(prototypes: ClassPrototypes,
         if isinstance(S, int): raise InputError("no target rows", "at least one row in every pass", "give rows, or a function that makes a fresh iterator")
         history.append(float(S.log_likelihood) / S.rows)
         _, means, covs = (t.to(like.dtype) for t in m_step(S + prior_rows(w0.flatten(), m0, v0, strength, S.offset), m0, v0, 'diag'))
+        if round_: covs = covs.mean(1, keepdim=True).expand_as(v0)
         count = S.count.view_as(w0) * (w0 > 0)
         weights = (count + strength*w0 + 1e-12*w0) / (count + strength*w0 + 1e-12*w0).sum(1, keepdim=True).clamp_min(1e-300)
         log_prior = ((count.sum(1) + present) / (S.rows + present.sum())).log()   # one row a class: none dies out

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'COMMON', 'label_scores', 'compare_labels', 'label_table', 'show_label_quality']
 
-# %% ../nbs/08c_label_quality.ipynb #307b47f8
+# %% ../nbs/08c_label_quality.ipynb #a33e6fc0
 from dataclasses import replace
 from pathlib import Path
 from typing import Callable
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from .core import load_json, load_run, pick_device, progress, save_json, stage_dir, stage_settings
+from .core import load_run, pick_device, stage_dir, stage_settings
 from .data import IGNORE, LABEL_SPACES, Samples, images_only, open_oracle, open_source
 from .evaluation import confusion_matrix, iou_per_class, mean_iou
 from .model import load_checkpoint

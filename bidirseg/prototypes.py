@@ -111,7 +111,7 @@ def match_temperature(joint: Tensor,   # (n, classes) log joints of the prototyp
 # %% ../nbs/05_prototypes.ipynb #91ffb32f
 EVIDENCE = ('prototypes', 'network', 'both')
 
-# %% ../nbs/05_prototypes.ipynb #9177b886
+# %% ../nbs/05_prototypes.ipynb #5752e2d6
 @dataclass
 class Labeller:
     "Labels and scores for the pixels of an image."
@@ -132,7 +132,7 @@ class Labeller:
         if self.evidence == 'both':
             joint = P.log_density(features[0].flatten(1).T.contiguous())
             if P.log_prior_ is not None: joint = joint + P.log_prior_
-            log_p = log_p + (joint / self.temperature).log_softmax(1).T.view_as(log_p)
+            log_p = log_p + (joint / self.temperature).log_softmax(1).clamp_min(-1e4).T.view_as(log_p)   # finite, or upsampling makes NaN of an absent class
         labels, scores = gate_scores(upsample(log_p, size).flatten(2), None, self.gate)
         return labels[0].view(size), scores[0].view(size)
 
