@@ -81,11 +81,12 @@ def stages_until(config, last: str) -> list[str]:
     names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle') and (plain or n != 'source_only')]
     return names if last == 'last' else names[:names.index(last) + 1]
 
-# %% ../nbs/09a_ablation.ipynb #4c3c57c3
+# %% ../nbs/09a_ablation.ipynb #227ac51c
 def commit() -> str:
     "The commit of a checkout, else the package's version."
     here = Path(bidirseg.__file__).parent
-    try: return subprocess.run(['git', '-C', here, 'rev-parse', '--short=12', 'HEAD'], capture_output=True, text=True, check=True).stdout.strip()
+    git = lambda *line: subprocess.run(['git', '-C', here, *line], capture_output=True, text=True, check=True).stdout.strip()
+    try: return git('ls-files', '--error-unmatch', '__init__.py') and git('rev-parse', '--short=12', 'HEAD')   # not of a project around it
     except (OSError, subprocess.CalledProcessError): return bidirseg.__version__
 
 # %% ../nbs/09a_ablation.ipynb #a39750ca

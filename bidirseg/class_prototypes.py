@@ -6,8 +6,9 @@
 __all__ = ['GATES', 'ClassPrototypes', 'log_sum_exp', 'gate_scores', 'patch_weights', 'control_lattice', 'label_tile',
            'prior_rows', 'adapt', 'bic_per_class', 'draw_bic']
 
-# %% ../nbs/04c_class_prototypes.ipynb #35d179ad
+# %% ../nbs/04c_class_prototypes.ipynb #3cbc8d29
 import math
+from numbers import Integral
 from typing import Iterable
 
 import torch
@@ -46,7 +47,7 @@ class ClassPrototypes:
     def _form(self, **kw) -> DiagonalForm:
         return DiagonalForm(self.means_.flatten(0, 1), self.covariances_.flatten(0, 1), self.weights_.flatten().double().log(), **kw)
 
-# %% ../nbs/04c_class_prototypes.ipynb #5c0950f8
+# %% ../nbs/04c_class_prototypes.ipynb #ea35d6f0
 @patch(cls_method=True)
 def fit(cls: ClassPrototypes,
         features_by_class: dict[int, Tensor],  # class id -> (n, d) rows; a class without rows is absent
@@ -59,9 +60,9 @@ def fit(cls: ClassPrototypes,
     "Fit every class's mixture by itself; messages name the class."
     check_name(covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
     C = num_classes or max(features_by_class, default=-1) + 1
-    wrong = [c for c in features_by_class if not isinstance(c, int) or not 0 <= c < C]
+    wrong = [c for c in features_by_class if not isinstance(c, Integral) or not 0 <= c < C]
     if wrong or not C: raise InputError(f"class ids {wrong or 'none'}", f"integers from 0 to {C - 1}", "raise num_classes, or leave out ignored pixels")
-    rows = {c: check_rows(x, what=f'class {c}') for c, x in sorted(features_by_class.items()) if len(x)}
+    rows = {int(c): check_rows(x, what=f'class {c}') for c, x in sorted(features_by_class.items()) if len(x)}
     like = next(iter(rows.values()), torch.zeros(0, 1))
     weights, means = like.new_zeros(C, n_components), like.new_zeros(C, n_components, like.shape[1])
     covs = torch.ones_like(means)
@@ -81,7 +82,7 @@ def log_sum_exp(x: Tensor) -> Tensor:  # (C, K, n) -> (C, n); `x` is written ove
     shift = torch.where(torch.isinf(top), 0, top)
     return x.sub_(shift[:, None]).clamp_min_(-80).exp_().sum(1).log_().add_(top)
 
-# %% ../nbs/04c_class_prototypes.ipynb #18432972
+# %% ../nbs/04c_class_prototypes.ipynb #3570ca69
 @patch
 def log_density(self: ClassPrototypes, X: Tensor) -> Tensor:  # (n, d) -> (n, C) nats
     "log p(x | class) for all classes in one pass; -inf for a class that is absent."
@@ -90,7 +91,7 @@ def log_density(self: ClassPrototypes, X: Tensor) -> Tensor:  # (n, d) -> (n, C)
     out, form = X.new_empty(len(X), C), self._form()
     with full_precision(X.device):
         for s in row_slices(len(X), 2*d + C*K, X.device):
-            out[s] = log_sum_exp(_score(form, X[s])[1].view(C, K, -1)).T
+            out[s] = log_sum_exp(_score(form, X[s], whole=X)[1].view(C, K, -1)).T
     return out
 
 # %% ../nbs/04c_class_prototypes.ipynb #86f2f0cc
@@ -124,7 +125,7 @@ def gate_scores(joint: Tensor,             # (n, C) or (n, C, m) log p(x | c) + 
     if gate == 'posterior': return label, (best - joint.logsumexp(1)).exp().float()
     return label, (best if log_prior is None else best - log_prior[label]).float()
 
-# %% ../nbs/04c_class_prototypes.ipynb #8be3ad1a
+# %% ../nbs/04c_class_prototypes.ipynb #31203910
 @patch
 def _check_map(self: ClassPrototypes, features: Tensor, size: tuple[int, int], log_prior: Tensor | None, gate: str) -> Tensor | None:
     "Raise `InputError` for what `label_map` cannot use; the prior, brought to the features."
@@ -132,7 +133,7 @@ def _check_map(self: ClassPrototypes, features: Tensor, size: tuple[int, int], l
         raise InputError(f"features of shape {tuple(getattr(features, 'shape', ()))}", "a feature map (b, d, h, w)", "add the batch dimension with features[None]")
     check_rows(features[:1, :, 0, 0], self.means_, 'feature maps')
     check_name(gate, GATES, 'gate')
-    if len(size) != 2 or min(size) < 1 or any(s != int(s) for s in size): raise InputError(f"size {size!r}", "(height, width) in pixels", "give the picture's size")
+    if not isinstance(size, (tuple, list)) or len(size) != 2 or min(size) < 1 or any(s != int(s) for s in size): raise InputError(f"size {size!r}", "(height, width) in pixels", "give the picture's size")
     if log_prior is None: return None
     if tuple(log_prior.shape) != (self.num_classes,) or log_prior.isnan().any(): raise InputError(f"log_prior of shape {tuple(log_prior.shape)}", f"{self.num_classes} log probabilities", "pass log_prior_ of adapted prototypes")
     return log_prior.to(features)
@@ -254,14 +255,14 @@ def prior_rows(weights: Tensor,          # (k,) 0 for a component that is switch
     n, m = strength * (weights > 0).double(), means.double() - offset
     return MixtureStatistics(0, 0., n, n[:, None]*m, n[:, None]*(covariances.double() + m*m), offset)
 
-# %% ../nbs/04c_class_prototypes.ipynb #ff985573
+# %% ../nbs/04c_class_prototypes.ipynb #6f2120da
 def adapt(prototypes: ClassPrototypes,
           target_batches,            # rows (n, d), a list of such, or a function that makes a fresh pass over batches
           strength: float = 10_000., # how many target rows a source prototype outweighs; 0 is plain EM
           n_iter: int = 10,          # EM steps
           ) -> ClassPrototypes:      # with the class proportions in `log_prior_` and `history_`, nats a row before each step
     "Carry EM on over unlabelled target rows, each prototype held to its source."
-    if not strength >= 0 or n_iter < 0: raise InputError(f"strength={strength!r}, n_iter={n_iter!r}", "numbers of at least 0", "take strength=10_000, n_iter=10")
+    if not 0 <= strength < math.inf or n_iter < 0: raise InputError(f"strength={strength!r}, n_iter={n_iter!r}", "numbers of at least 0", "take strength=10_000, n_iter=10")
     make = target_batches if callable(target_batches) else lambda: [target_batches] if isinstance(target_batches, Tensor) else target_batches
     P, like, w0 = prototypes, prototypes.means_, prototypes.weights_.double()
     m0, v0, present = P.means_.flatten(0, 1), P.covariances_.flatten(0, 1), P.present_.double()
@@ -282,7 +283,7 @@ def adapt(prototypes: ClassPrototypes,
     out.history_ = history
     return out
 
-# %% ../nbs/04c_class_prototypes.ipynb #479ff186
+# %% ../nbs/04c_class_prototypes.ipynb #cad1d09a
 def bic_per_class(features_by_class: dict[int, Tensor],       # class id -> (n, d)
                   candidates: Iterable[int] = (1, 2, 4, 8),   # numbers of prototypes to try
                   **kw,                                       # as for GaussianMixture
@@ -290,6 +291,7 @@ def bic_per_class(features_by_class: dict[int, Tensor],       # class id -> (n, 
     "BIC of every class's mixture for several numbers of prototypes."
     out = {}
     for c, x in features_by_class.items():
+        if not len(x): continue
         out[c] = {}
         for k in candidates:
             m = GaussianMixture(k, **kw)

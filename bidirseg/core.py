@@ -158,12 +158,13 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
         with open(p, 'rb') as f: h.update(hashlib.file_digest(f, 'sha256').digest())
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #0c21056c
+# %% ../nbs/00_core.ipynb #19968a03
 @dataclass(frozen=True)
 class RunConfig:
     "What a run is about; every stage reads it from `run.json`."
     preset: str = 'demo'               # where the settings came from
     description: str = ''              # one line for the report
+    chosen_on: str = ''                # what the settings were chosen on, and whether scores had a part in it; the report says so
     label_space: str = 'cityscapes19'  # the classes that are learnt and scored
     source: dict = field(default_factory=dict)      # labelled domain: dataset name and its options
     target: dict = field(default_factory=dict)      # unlabelled domain: the same; its labels are never opened
@@ -185,6 +186,12 @@ class RunConfig:
     rounds: int = 2                    # rounds of self-distillation
     oracle: bool = False               # also train on the target's labels, for the scale of the scores
     settings: dict = field(default_factory=dict)    # stage name -> settings of that stage
+
+    def __post_init__(self):
+        for k in ('height', 'width', 'source_height', 'source_width', 'crop_height', 'crop_width'):
+            if (v := getattr(self, k)) is not None and v < 16: raise InputError(f"{k}={v}", "at least 16 pixels", f"set {k}={max(16, self.height)}")
+        if self.rounds < 0: raise InputError(f"rounds={self.rounds}", "0 or more rounds of distillation", "set rounds=2")
+
     @property
     def size(self) -> tuple[int, int]: return self.height, self.width
     @property
@@ -239,7 +246,7 @@ def stage_settings(cls: type,          # the stage's settings dataclass
     values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 
-# %% ../nbs/00_core.ipynb #59f5b5e6
+# %% ../nbs/00_core.ipynb #acaaec59
 def start_run(run_dir: str | Path, config: RunConfig,
               update: bool = False,  # accept a configuration that differs from the directory's
               ) -> Path:
@@ -252,7 +259,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
         o, n = flat(old), flat(new)
         diff = [f"{k.removeprefix('settings.')} was {o.get(k)!r} and is now {n.get(k)!r}" for k in sorted({*o, *n}) if o.get(k) != n.get(k) and k != 'device']
         if diff and not update: raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(diff[:4])}", "the configuration it was started with", "choose another --run-dir, or add --update to go on with the new settings")
-    elif run_dir.exists() and (not run_dir.is_dir() or any(p.name != 'run.lock' for p in run_dir.iterdir())):
+    elif run_dir.exists() and (not run_dir.is_dir() or any(p.name != 'run.lock' and not p.name.startswith('.run.json') for p in run_dir.iterdir())):
         raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")
     save_json(path, dict(format=1, config=new))
     return run_dir
@@ -266,14 +273,16 @@ def load_run(run_dir: str | Path) -> RunConfig:
     if not isinstance(data, dict) or data.get('format') != 1: raise InputError(f"{path} has format {data.get('format') if isinstance(data, dict) else data!r}", "format 1", "it was made by another version: run again in a new directory")
     return make_settings(RunConfig, data['config'])
 
-# %% ../nbs/00_core.ipynb #da29f2f3
+# %% ../nbs/00_core.ipynb #679176df
 def pick_device(name: str = 'auto') -> torch.device:
     "The device a run computes on; `auto` takes a GPU where there is one."
     if name == 'auto': name = 'cuda' if torch.cuda.is_available() else 'cpu'
     if name.startswith('cuda') and not torch.cuda.is_available():
         raise InputError(f"device {name!r}, but torch sees no GPU", "a device that is there", "set device=cpu, or install a CUDA build of torch")
-    try: return torch.device(name)
+    try: device = torch.device(name)
     except RuntimeError: raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "set device=auto") from None
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count(): raise InputError(f"device {name!r}, and there are {torch.cuda.device_count()}", "a GPU that is there", "set device=cuda")
+    return device
 
 # %% ../nbs/00_core.ipynb #ef0cb5ab
 def progress(items: Iterable, what: str, total: int | None = None, start: int = 0) -> tqdm:
@@ -305,7 +314,7 @@ class Unfinished(Exception):
 
 _ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
 
-# %% ../nbs/00_core.ipynb #c537d646
+# %% ../nbs/00_core.ipynb #c282fc97
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -314,7 +323,7 @@ class Stage:
                  ):
         self.run_dir, self.name, self.dir = Path(run_dir), name, stage_dir(run_dir, name)
         config = load_run(run_dir)
-        self.params = dict(asdict(settings), **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'rounds', 'oracle', 'preset', 'data_root')})
+        self.params = dict(asdict(settings), **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in inputs.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
         self.extra = {}
@@ -334,6 +343,7 @@ class Stage:
         self.dir.mkdir(parents=True, exist_ok=True)
         if self.skip: print(f'{self.name}: nothing to do, {self.dir} is complete')
         else: self._clear()
+        if self.skip or not self.checkpoint(): (self.dir/'resume.pt').unlink(missing_ok=True)   # of other settings, or of no more use
         return self
 
     def _clear(self):
@@ -353,14 +363,14 @@ class Stage:
 
     def __exit__(self, kind, value, tb):
         if kind is not None or self.skip: return
-        (self.dir/'resume.pt').unlink(missing_ok=True)
-        skip = ('notebook.ipynb', 'stage.json')
+        skip = ('notebook.ipynb', 'stage.json', 'resume.pt')
         outputs = {str(p.relative_to(self.dir)): fingerprint(p) for p in sorted(self.dir.iterdir()) if p.name not in skip and not p.name.startswith('.')}
         cuda = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
         save_json(self.dir/'stage.json', dict(
             stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=outputs, seconds=round(time.time() - self.start + self.extra.pop('seconds_before', 0), 1),
             peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), device=str(pick_device(load_run(self.run_dir).device)), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
             threads=torch.get_num_threads(), **self.extra))
+        (self.dir/'resume.pt').unlink(missing_ok=True)   # last: killed before, the work is still there to go on from
 
 # %% ../nbs/00_core.ipynb #da5efc47
 def is_finished(work: Callable[[], Any]) -> bool:
@@ -371,12 +381,18 @@ def is_finished(work: Callable[[], Any]) -> bool:
     finally: _ONLY_LOOK.reset(token)
     return True
 
-# %% ../nbs/00_core.ipynb #53e8b629
+# %% ../nbs/00_core.ipynb #634a989b
 @contextlib.contextmanager
 def run_lock(run_dir: str | Path):
-    "Hold a run directory; raises `InputError` when somebody else does."
-    Path(run_dir).mkdir(parents=True, exist_ok=True)
-    with open(Path(run_dir)/'run.lock', 'w') as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    "Hold a run directory; raises `InputError` when somebody else does, or when it cannot be one."
+    path = Path(run_dir)/'run.lock'
+    foreign = path.parent.is_dir() and not (path.exists() or path.with_name('run.json').exists()) and any(not p.name.startswith('.run') for p in path.parent.iterdir())
+    if foreign: raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, 'w')
+    except OSError as e: raise InputError(f"{run_dir}: {e.strerror}", "a folder that can be made and written to", "choose another --run-dir") from None
+    with lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"{run_dir} is in use by another process", "a run directory for itself", "wait for it, or choose another --run-dir") from None
         yield

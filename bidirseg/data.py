@@ -8,7 +8,7 @@ __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'C
            'images_only', 'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes', 'gta5',
            'open_ids16', 'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target', 'open_evaluation',
            'open_oracle', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader',
-           'DataSettings', 'survey', 'show_domains', 'save_figure', 'picture', 'run', 'small_run']
+           'DataSettings', 'survey', 'show_domains', 'save_figure', 'picture', 'check_apart', 'run', 'small_run']
 
 # %% ../nbs/02_data.ipynb #0db7127c
 import inspect, os, re
@@ -160,20 +160,20 @@ def open_ids(path: Path) -> np.ndarray:  # (h, w) integers
         raise InputError(f"{path} cannot be read as a label map ({type(e).__name__}: {e})", "a whole image file", "replace or remove it") from None
     return a if a.ndim == 2 else a[..., 0]
 
-# %% ../nbs/02_data.ipynb #0208b7c3
+# %% ../nbs/02_data.ipynb #6c94ac03
 def find_root(root: str | Path | None,  # the data set's own folder, or one that holds it under `folder`
               folder: str,              # the data set's usual folder
               inside: str,              # a sub-folder that must be there
               ) -> Path:
     "Find a data set's folder; raises `InputError` when there is none."
-    if root is None: raise InputError(f"no place given for {folder}", "the folder of the data sets", "add --set data_root=DIR")
+    if root is None: raise InputError(f"no place given for {folder}", "the folder of the data sets", "add --set data_root=DIR, or --root DIR to evaluate")
     root = Path(root).expanduser()
     for r in (root/folder, root):
         if (r/inside).is_dir(): return r
     if not root.is_dir(): raise InputError(f"no folder {root}", f"a folder with {folder}/{inside}", "set data_root to where the data sets are")
     raise InputError(f"{root} holds neither {folder}/{inside} nor {inside}", "the data set's official layout", "set data_root, or check that the data set is unpacked")
 
-# %% ../nbs/02_data.ipynb #58692d62
+# %% ../nbs/02_data.ipynb #2ab90176
 def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in order
             labels: dict[str, Path] | None,            # key -> label path; None: no labels
             table: np.ndarray | None = None, skip_missing: bool = False, **more) -> Images:
@@ -185,6 +185,7 @@ def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in 
         files = [(k, p) for k, p in files if k in labels]
     if not files: raise InputError(f"no images of {name} found", "at least one", "check the root, the split and the choice of drives")
     keys = tuple(re.sub(r'[^\w.-]+', '__', k) for k, _ in files)
+    if len(set(keys)) < len(keys): raise InputError(f"{len(keys) - len(set(keys))} images of {name} share a name with another, such as {next(k for k in keys if keys.count(k) > 1)}", "a name for each", "rename them")
     common = dict(name=name, items=tuple(p for _, p in files), keys=keys, open_image=open_rgb)
     if labels is None: return Images(**common)
     return Pairs(**common, label_items=tuple(labels[k] for k, _ in files), open_label=open_ids, table=table, **more)
@@ -269,15 +270,16 @@ def synthia(root, labelled: bool = True) -> Images:
     out = pair_up('synthia', [(p.stem, p) for p in _files(root/'RGB')], labels, _ids(SYNTHIA_IDS, ignored=range(23)))
     return replace(out, open_label=open_ids16) if labelled else out
 
-# %% ../nbs/02_data.ipynb #11811166
+# %% ../nbs/02_data.ipynb #4a6493af
 def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'labels', space: str = 'cityscapes19') -> Images:
     "Any folder of images, with or without label maps in train ids of a known label space."
     check_name(space, LABEL_SPACES, 'label space')
     root = find_root(root, 'folder', images)
-    found = {p.stem: p for p in _files(root/labels, ('.png',))} if labelled else None
+    files = lambda folder, *kinds: [(str(p.relative_to(folder).with_suffix('')), p) for p in _files(folder, *kinds)]
+    found = dict(files(root/labels, ('.png',))) if labelled else None
     if labelled and not (root/labels).is_dir(): raise InputError(f"no folder {root/labels}", "label maps for a labelled domain", "add it, or name it with labels=")
     n = len(LABEL_SPACES[space])
-    return pair_up('folder', [(p.stem, p) for p in _files(root/images)], found, _ids({i: i for i in range(n)}))
+    return pair_up('folder', files(root/images), found, _ids({i: i for i in range(n)}))
 
 # %% ../nbs/02_data.ipynb #de148912
 def _scene(what: int, domain: str, size: tuple[int, int], seed: int):
@@ -300,7 +302,7 @@ def scenes(root=None, labelled: bool = True, domain: str = 'game', first: int = 
 READERS = dict(scenes=(scenes, 'cityscapes19'), camvid=(camvid, 'camvid11'), idd_lite=(idd_lite, 'idd_lite7'), cityscapes=(cityscapes, 'cityscapes19'),
                gta5=(gta5, 'cityscapes19'), synthia=(synthia, 'cityscapes19'), folder=(folder, None))
 
-# %% ../nbs/02_data.ipynb #6d874656
+# %% ../nbs/02_data.ipynb #8db31fbf
 def open_domain(spec: dict,             # dataset, its reader's options, take, root
                 label_space: str,       # the classes wanted
                 labelled: bool = True,  # False: an `Images`, and no label folder is looked at
@@ -312,7 +314,8 @@ def open_domain(spec: dict,             # dataset, its reader's options, take, r
     root, take = spec.pop('root', None) or data_root, spec.pop('take', None)
     known = set(inspect.signature(reader).parameters) - {'labelled'} | {'take'}
     for k in spec: check_name(k, known, f'option of data set {reader.__name__}')
-    out = reader(root, labelled=labelled, **spec)
+    try: out = reader(root, labelled=labelled, **spec)
+    except (TypeError, ValueError, AttributeError) as e: raise InputError(f"options {spec} of data set {reader.__name__} ({e})", "values of the right types", "see the reader's arguments in the notebook on data") from None
     if take is not None:
         if not re.fullmatch(r'\d*:\d*', str(take)): raise InputError(f"take={take!r}", "a range such as 0:40", 'write take = "0:40"')
         out = out.select(range(len(out))[slice(*(int(n) if n else None for n in take.split(':')))])
@@ -322,7 +325,7 @@ def open_domain(spec: dict,             # dataset, its reader's options, take, r
     to = id_table(have, LABEL_SPACES[check_name(label_space, LABEL_SPACES, 'label space')])
     return replace(out, table=np.where(out.table >= 0, to[np.clip(out.table, 0, 255)], -1).astype(np.int16))
 
-# %% ../nbs/02_data.ipynb #ed9e7296
+# %% ../nbs/02_data.ipynb #26e956f5
 def open_source(config: RunConfig) -> Pairs:
     "The labelled domain of a run."
     return open_domain(config.source, config.label_space, True, config.data_root)
@@ -336,7 +339,7 @@ def open_evaluation(config: RunConfig) -> Pairs:
     return open_domain(config.evaluation, config.label_space, True, config.data_root)
 
 def open_oracle(config: RunConfig) -> Pairs:
-    "The target's training images with labels: for the oracle alone, which nothing else ever reads."
+    "The target's training images with labels: the oracle learns from them, and labels are scored by them; no stage on the way to the adapted model opens this."
     return open_domain(config.target, config.label_space, True, config.data_root)
 
 # %% ../nbs/02_data.ipynb #03e94b0d
@@ -477,14 +480,23 @@ def picture(path: Path) -> Image.Image:
     "A stage's picture for a notebook: in 64 colours it is a quarter of the size."
     return Image.open(path).convert('RGB').quantize(64)
 
-# %% ../nbs/02_data.ipynb #21b866d2
+# %% ../nbs/02_data.ipynb #2a0da691
+def check_apart(source: Images, target: Images, scored: Images):
+    "Raise `InputError` for an image that is in two domains."
+    who = lambda d: {str(item) if isinstance(item, Path) else key: key for item, key in zip(d.items, d.keys)}
+    parts = dict(source=source, target=target, evaluation=scored)
+    for a, b in (('source', 'target'), ('source', 'evaluation'), ('target', 'evaluation')):
+        x, y = who(parts[a]), who(parts[b])
+        if both := x.keys() & y.keys():
+            raise InputError(f"{len(both)} images are {a} and {b} images at once, such as {x[min(both)]}", "domains that share no image, so that labels of the target reach no training and scores are of images never trained on", f"set {a} and {b} apart, for instance with drives, part or take")
+
+# %% ../nbs/02_data.ipynb #e8c70525
 def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the stage's folder
     "The stage: look at both domains, write `check.json` and `domains.png`."
     config = load_run(run_dir)
     s = stage_settings(DataSettings, config, stage, settings)
     source, target, scored = open_source(config), open_target(config), open_evaluation(config)
-    both = set(target.keys) & set(scored.keys)
-    if both: raise InputError(f"{len(both)} images are target training and evaluation images at once, such as {min(both)}", "images that took no part in training, for scores", "set target.take and evaluation.take apart")
+    check_apart(source, target, scored)
     with Stage(run_dir, stage, s, dict(source=source.stamp(), target=target.stamp(), evaluation=scored.stamp())) as st:
         if st.skip: return st.dir
         space = LABEL_SPACES[config.label_space]

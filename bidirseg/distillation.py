@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
-# %% ../nbs/07b_distillation.ipynb #c44de3a8
+# %% ../nbs/07b_distillation.ipynb #ebd9bb54
 import contextlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .core import Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
+from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
 from .data import IGNORE, Samples, augment, open_target
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
@@ -46,7 +46,7 @@ def write_labels(model: nn.Module, samples: Samples, folder: Path,
         with atomic_path(folder/f'{samples.images.keys[i]}.png') as tmp: Image.fromarray(label.to(torch.uint8).cpu().numpy()).save(tmp)
     return kept
 
-# %% ../nbs/07b_distillation.ipynb #479efba6
+# %% ../nbs/07b_distillation.ipynb #5c6cb398
 @dataclass(frozen=True)
 class DistillationSettings(TrainSettings):
     "Settings of one round; the loss is source + target + distillation."
@@ -61,6 +61,7 @@ class DistillationSettings(TrainSettings):
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.label_scales or min(self.label_scales) <= 0: raise InputError(f"label_scales={self.label_scales}", "at least one size, in proportion to the training height", "set label_scales=[0.75, 1.0, 1.5]")
         check_name(self.student, ('fresh', 'teacher'), 'student')
         check_name(self.statistics, ('target', 'both'), 'domain of statistics')
 

@@ -152,18 +152,21 @@ def score_pseudo_labels(folder: Path, data: Pairs, num_classes: int) -> tuple[np
         kept, total = kept + int((pseudo != IGNORE).sum()), total + pseudo.size
     return cm, kept / total
 
-# %% ../nbs/08_evaluation.ipynb #13b6d236
+# %% ../nbs/08_evaluation.ipynb #efcd7c1f
 @dataclass(frozen=True)
 class EvaluationSettings:
     "Settings of the evaluation."
     pictures: int = 3   # images in the before and after picture
+
+    def __post_init__(self):
+        if self.pictures < 1: raise InputError(f"pictures={self.pictures}", "at least one", "set pictures=3")
 
 # %% ../nbs/08_evaluation.ipynb #93655f36
 def trained_stages(run_dir: Path) -> list[str]:
     "The stages of a run that have a model, in order."
     return [n for n in stage_names(load_run(run_dir)) if (stage_dir(run_dir, n)/'model.pt').exists()]
 
-# %% ../nbs/08_evaluation.ipynb #d37b7fc9
+# %% ../nbs/08_evaluation.ipynb #ce23533f
 def run(run_dir: str | Path, stage: str = 'evaluation', **settings) -> Path:  # the stage's folder
     "The stage: writes `scores.json` with every stage's scores, and the figures of the report."
     config = load_run(run_dir)
@@ -184,5 +187,5 @@ def run(run_dir: str | Path, stage: str = 'evaluation', **settings) -> Path:  # 
         save_figure(show_before_after(models, data, config.size, space, s.pictures), st.dir/'before_after.png')
         if config.oracle and (labels := stage_dir(run_dir, 'prototypes')/'labels').exists():
             cm, kept = score_pseudo_labels(labels, open_oracle(config), len(space))
-            save_json(st.dir/'pseudo_labels.json', dict(scores(cm, space, len(open_oracle(config))), kept=round(kept, 4)))
+            save_json(st.dir/'pseudo_labels.json', dict(scores(cm, space, len(open_oracle(config))) if cm.sum() else dict(miou=None), kept=round(kept, 4)))
     return st.dir

@@ -114,30 +114,30 @@ class DiagonalForm:
         "The same in float64, for numbers whose squares overflow."
         return DiagonalForm(*self.source, strain_limit=-1.)
 
-# %% ../nbs/04b_mixtures.ipynb #f77e09c0
-def _score(form, x: Tensor, what: str = 'features') -> tuple[Tensor, Tensor]:
-    "z and the (k, n) log joints of a slice; overflow goes to float64, rows that are not finite are an error."
+# %% ../nbs/04b_mixtures.ipynb #a07a3925
+def _score(form, x: Tensor, what: str = 'features', whole: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "z and the (k, n) log joints of a slice (of the whole); overflow goes to float64, rows that are not finite are an error."
     z = form.expand(x)
     logp = form.log_joint(z)
     if not torch.isfinite(logp.amax(0).sum()):
-        check_finite(x, what)
+        check_finite(x if whole is None else whole, what)
         z = form.in_double().expand(x)
         logp = form.in_double().log_joint(z).clamp_min(torch.finfo(x.dtype).min)
         logp[torch.isinf(form.const)] = -torch.inf
     return z, logp
 
-# %% ../nbs/04b_mixtures.ipynb #813ce876
+# %% ../nbs/04b_mixtures.ipynb #94156a9e
 def gaussian_log_density(x: Tensor,     # (n, d) features
                          mean: Tensor,  # (k, d) prototype means
                          var: Tensor,   # (k, d) prototype variances, > 0
                          ) -> Tensor:   # (n, k) log densities, nats
     "Diagonal Gaussian log density of every row under every prototype."
-    check_rows(x, check_rows(mean, what='means'))
+    check_rows(x, check_finite(check_rows(mean, what='means'), 'means'))
     if check_rows(var, mean, 'variances').shape != mean.shape or not (var > 0).all() or not torch.isfinite(var).all():
         raise InputError(f"variances of shape {tuple(var.shape)}, smallest {var.min().item() if var.numel() else None}", f"a positive variance for each of the means {tuple(mean.shape)}", "add a small floor such as 1e-6")
     with full_precision(x.device):
         form, out = DiagonalForm(mean, var), x.new_empty(len(x), len(mean))
-        for s in row_slices(len(x), 2*x.shape[1], x.device): out[s] = _score(form, x[s])[1].T
+        for s in row_slices(len(x), 2*x.shape[1], x.device): out[s] = _score(form, x[s], whole=x)[1].T
     return out
 
 # %% ../nbs/04b_mixtures.ipynb #b4774bed
@@ -221,14 +221,14 @@ def moments(form, z: Tensor,   # a form and what its `expand` made of n rows
     second = torch.stack([(r[:, None]*y).T @ y for r, y in zip(resp, diffs)])
     return resp.sum(1).double(), first.double(), second.double()
 
-# %% ../nbs/04b_mixtures.ipynb #615816d8
+# %% ../nbs/04b_mixtures.ipynb #7316c9c9
 def e_step(form, x: Tensor,          # (n, d) rows
            what: str = 'features',   # how messages call them
            ) -> MixtureStatistics:
     "Responsibilities and their sums over all rows, a slice at a time."
     total, like = [0, 0, 0], x.new_zeros((), dtype=torch.float64)
     for s in row_slices(len(x), 2*x.shape[1], x.device):
-        z, logp = _score(form, x[s], what)
+        z, logp = _score(form, x[s], what, x)
         top = logp.amax(0)
         resp = logp.sub_(top).clamp_min_(-80).exp_()   # below e^-80 the exponential is slow and the share nothing
         norm = resp.sum(0)
@@ -303,7 +303,7 @@ def kmeans(x: Tensor, k: int, generator: torch.Generator,
 class ConvergenceWarning(UserWarning):
     "EM was stopped before it had converged."
 
-# %% ../nbs/04b_mixtures.ipynb #6d6e57e7
+# %% ../nbs/04b_mixtures.ipynb #f0834f74
 class GaussianMixture:
     "A mixture of Gaussians fitted by EM. Names as in scikit-learn; tensors in, tensors out."
     def __init__(self, n_components: int = 8,        # K, at least 1
@@ -329,9 +329,14 @@ class GaussianMixture:
     def _generator(self, key: str) -> torch.Generator:
         return self.random_state if isinstance(self.random_state, torch.Generator) else stream(self.random_state or 0, 'mixture', key)
 
+    def _check(self, X: Tensor | None = None) -> Tensor | None:
+        "The rows, if there are parameters and the rows fit them."
+        if not hasattr(self, 'means_'): raise InputError("a mixture without parameters", "a fitted mixture", "call fit first")
+        return X if X is None else check_rows(X, self.means_, self._what)
+
     def _form(self, moments: bool = False):
         "The current parameters in the form that scores rows."
-        if not hasattr(self, 'means_'): raise InputError("a mixture without parameters", "a fitted mixture", "call fit first")
+        self._check()
         m, c, w = self.means_, self.covariances_, self.weights_.double().log()
         if self.covariance_type == 'tied': c = c.expand(len(m), *c.shape)
         if self.covariance_type == 'spherical': c = c[:, None].expand_as(m)
@@ -401,12 +406,16 @@ def read_batches(make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh 
         like = x if like is None else like
         if len(x): yield x
 
-# %% ../nbs/04b_mixtures.ipynb #82afdede
+# %% ../nbs/04b_mixtures.ipynb #7f9cbf4a
 def sample_rows(make_batches, n: int,          # how many rows at most
                 generator: torch.Generator, what: str = 'features',
                 ) -> tuple[Tensor, int]:       # the sample, and how many rows there are
     "Some rows, which depend on the generator and on the rows but not on how they are batched."
-    total = sum(len(x) for x in read_batches(make_batches, what))
+    total = bad = 0
+    for x in read_batches(make_batches, what):
+        total += len(x)
+        if not torch.isfinite(x.sum()): bad += int((~torch.isfinite(x)).any(1).sum())
+    if bad: raise InputError(f"{what}: {bad} of {total} rows are not finite", "finite numbers", "look for a diverged network or half precision overflow where they come from")
     if not total: raise InputError(f"{what}: no rows", "at least one row", "leave the class out, or keep more pixels")
     pick = torch.arange(total) if total <= n else torch.randperm(total, generator=generator)[:n].sort().values
     parts, start = [], 0
@@ -417,16 +426,17 @@ def sample_rows(make_batches, n: int,          # how many rows at most
     if start != total: raise InputError(f"{what}: {total} rows in the first pass and {start} in the second", "the same batches in every pass", "let the function make a fresh iterator each time")
     return check_finite(parts[0] if len(parts) == 1 else torch.cat(parts), what), total
 
-# %% ../nbs/04b_mixtures.ipynb #6a58a698
+# %% ../nbs/04b_mixtures.ipynb #2ecea48d
 @patch
 def statistics(self: GaussianMixture, X: Tensor) -> MixtureStatistics:  # X (n, d)
     "The sums one E step leaves; add those of several shards and give them to `update`."
-    with full_precision(X.device): return e_step(self._form(moments=True), check_rows(X, self.means_, self._what), self._what)
+    with full_precision(self._check(X).device): return e_step(self._form(moments=True), X, self._what)
 
-# %% ../nbs/04b_mixtures.ipynb #69c22975
+# %% ../nbs/04b_mixtures.ipynb #37cad0d7
 @patch
 def update(self: GaussianMixture, S: MixtureStatistics) -> 'GaussianMixture':
     "One M step."
+    self._check()
     self._set(*m_step(S, self.means_, self.covariances_, self.covariance_type, self.reg_covar), self.means_)
     return self
 
@@ -460,31 +470,33 @@ def fit(self: GaussianMixture, X: Tensor) -> 'GaussianMixture':  # X (n, d) floa
     check_rows(X, what=self._what)
     return self.fit_batches(lambda: [X])
 
-# %% ../nbs/04b_mixtures.ipynb #6309f9e7
+# %% ../nbs/04b_mixtures.ipynb #bdf4bce0
 @patch
 def _log_joint(self: GaussianMixture, X: Tensor) -> Iterator[Tensor]:
     "(K, n) log weight + log density, slice by slice."
     form = self._form()
-    with full_precision(check_rows(X, self.means_).device):
-        for s in row_slices(len(X), 2*X.shape[1], X.device): yield _score(form, X[s])[1].to(X.dtype)
+    with full_precision(X.device):
+        for s in row_slices(len(X), 2*X.shape[1], X.device): yield _score(form, X[s], self._what, X)[1].to(X.dtype)
 
-# %% ../nbs/04b_mixtures.ipynb #7177c23e
+# %% ../nbs/04b_mixtures.ipynb #1a65a2f4
 @patch
 def score_samples(self: GaussianMixture, X: Tensor) -> Tensor:  # (n, d) -> (n,) nats
     "Log density of every row."
+    self._check(X)
     return torch.cat([X.new_empty(0), *(logp.logsumexp(0) for logp in self._log_joint(X))])
 
-# %% ../nbs/04b_mixtures.ipynb #51936314
+# %% ../nbs/04b_mixtures.ipynb #ac089b7e
 @patch
 def predict_proba(self: GaussianMixture, X: Tensor) -> Tensor:  # (n, d) -> (n, K)
     "Responsibility of every component for every row."
+    self._check(X)
     return torch.cat([X.new_empty(0, len(self._form().const)), *(logp.softmax(0).T for logp in self._log_joint(X))])
 
-# %% ../nbs/04b_mixtures.ipynb #0c55d0df
+# %% ../nbs/04b_mixtures.ipynb #630b3bc0
 @patch
 def bic(self: GaussianMixture, X: Tensor) -> float:  # (n, d) -> nats, lower is better
     "Bayesian information criterion: -2 log likelihood + parameters x log rows."
-    if not len(X): raise InputError("no rows", "at least one row", "give the rows the mixture was fitted on")
+    if not len(self._check(X)): raise InputError("no rows", "at least one row", "give the rows the mixture was fitted on")
     K, d = self.means_.shape
     covariances = dict(diag=K*d, full=K*d*(d + 1)//2, tied=d*(d + 1)//2, spherical=K)[self.covariance_type]
     return -2*self.score_samples(X).sum(dtype=torch.float64).item() + (covariances + K*d + K - 1)*math.log(len(X))

@@ -52,14 +52,14 @@ def upsample(x: Tensor,               # (b, c, h, w)
     "Resize maps bilinearly, corners on corners."
     return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=True)
 
-# %% ../nbs/03_model.ipynb #a8b4a52e
+# %% ../nbs/03_model.ipynb #3a9cac9b
 def dilate(blocks,                      # the residual blocks of one stage, changed in place
-           rate: int,                   # dilation that stands for the strides removed; 1 keeps strides
+           rate: int,                   # dilation that stands for the strides removed; 1 keeps strides, and dilations of one
            multi_grid: tuple = (1,),    # unit dilations, dealt to the blocks in turn
            ) -> None:
     "Replace the stride of a stage by dilation of its 3 x 3 convolutions."
     for i, block in enumerate(blocks):
-        r = rate * multi_grid[i % len(multi_grid)]
+        r = rate * multi_grid[i % len(multi_grid)] if rate > 1 else 1
         for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
             if rate > 1: conv.stride = (1, 1)
             if conv.kernel_size == (3, 3): conv.dilation = conv.padding = (r, r)

@@ -8,7 +8,7 @@ __all__ = ['STAGES', 'CAPTIONS', 'STYLE', 'family', 'stage_of', 'check_config', 
            'run', 'go_on', 'markdown', 'score_text', 'summarise', 'repeat', 'stage_model', 'evaluate_run',
            'predict_files']
 
-# %% ../nbs/09_pipeline.ipynb #c15bbe65
+# %% ../nbs/09_pipeline.ipynb #ee9fa2e7
 import base64, html, json, sys, time, warnings
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ import bidirseg
 from .core import (InputError, RunConfig, atomic_path, check_name, is_finished, load_json, load_preset, load_run, pick_device,
                            run_lock, stage_dir, stage_names, stage_settings, start_run)
 from . import data, distillation, evaluation, prototypes, reweighting, self_training, warmup
-from .data import LABEL_SPACES, open_domain, open_evaluation, open_oracle, open_rgb, open_source, open_target
+from .data import LABEL_SPACES, check_apart, open_domain, open_evaluation, open_oracle, open_rgb, open_source, open_target
 from .evaluation import PEERS, gap_closed, predict, scores, trained_stages
 from .model import load_checkpoint
 
@@ -49,14 +49,15 @@ def stage_of(name: str) -> tuple:  # the notebook, the settings dataclass, the f
     folder = package/'nbs' if (package/'nbs').is_dir() else package.parent/'nbs'
     return folder/f'{notebook}.ipynb', settings, run
 
-# %% ../nbs/09_pipeline.ipynb #c27ee075
+# %% ../nbs/09_pipeline.ipynb #f05d62e5
 def check_config(config: RunConfig):
     "Check the settings of every stage, the label space, the device and the domains before anything runs."
     for k in config.settings: check_name(k, {*STAGES, *stage_names(config)}, 'setting')
     for name in stage_names(config): stage_settings(stage_of(name)[1], config, name)
     check_name(config.label_space, LABEL_SPACES, 'label space')
     pick_device(config.device)
-    for open_it in (open_source, open_target, open_evaluation, *([open_oracle] if config.oracle else [])): open_it(config)
+    check_apart(open_source(config), open_target(config), open_evaluation(config))
+    if config.oracle: open_oracle(config)
 
 # %% ../nbs/09_pipeline.ipynb #480eeca0
 def full_paths(config: RunConfig) -> RunConfig:
@@ -134,25 +135,26 @@ def stage_section(run_dir: Path, name: str) -> str:
     figures = ''.join(html_figure(folder/f, c) for f, c in captions.items())
     return f'<h3>{html.escape(name.replace("_", " "))}</h3>{figures}' if figures else ''
 
-# %% ../nbs/09_pipeline.ipynb #d81e78dc
+# %% ../nbs/09_pipeline.ipynb #ead32b9d
 def pseudo_label_text(run_dir: Path) -> str:
     "How good the kept pseudo labels are, where that was measured."
     path = stage_dir(run_dir, 'evaluation')/'pseudo_labels.json'
     if not path.exists(): return ''
     r = load_json(path)
-    return f"<p>Pseudo labels of the target's training images: {100 * r['kept']:.1f} % of the pixels kept, mIoU of these {100 * r['miou']:.1f}. (The true labels were opened for this sentence and for the oracle alone.)</p>"
+    if r['miou'] is None: return "<p>No pseudo label was kept: lower the threshold of the prototypes.</p>"
+    return f"<p>Pseudo labels of the target's training images: {100 * r['kept']:.1f} % of the pixels kept, mIoU of these {100 * r['miou']:.1f}. (The true labels were opened for this sentence and for the oracle; no stage reads it.)</p>"
 
-# %% ../nbs/09_pipeline.ipynb #9ed84cee
+# %% ../nbs/09_pipeline.ipynb #20067530
 def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir, config = Path(run_dir), load_run(run_dir)
     records = {n: load_json(p) for n in stage_names(config) if (p := stage_dir(run_dir, n)/'stage.json').exists()}
     results = load_json(stage_dir(run_dir, 'evaluation')/'scores.json', "the scores of a finished run")
     head, rows = score_rows(results)
-    last = records['evaluation']
+    last = load_json(stage_dir(run_dir, 'evaluation')/'stage.json', "the record of a finished evaluation")
     cost = [[n.replace('_', ' '), float(r['seconds']), r['peak_memory_mb'], r['peak_gpu_memory_mb'] or '-'] for n, r in records.items()]
     body = [f'<h1>{html.escape(config.preset)}</h1><p>{html.escape(config.description)}</p>',
-            f"<p>Seed {config.seed}; {last['device']} ({last['threads']} threads) of {last['machine']}; {', '.join(f'{k} {v}' for k, v in last['versions'].items())}. Scores are on {next(iter(results.values()))['images']} labelled target images that took no part in training; no score chose anything.</p>",
+            f"<p>Seed {config.seed}; {last['device']} ({last['threads']} threads) of {last['machine']}; {', '.join(f'{k} {v}' for k, v in last['versions'].items())}. Scores are on {next(iter(results.values()))['images']} labelled target images that took no part in training; no score chose a checkpoint. {html.escape(config.chosen_on)}</p>",
             '<h2>Scores</h2>', html_table(head, rows), pseudo_label_text(run_dir), stage_section(run_dir, 'evaluation')]
     iou = {n: r['iou'] for n, r in results.items()}
     body += ['<h2>IoU of each class, %</h2>', html_table(['class', *(n.replace('_', ' ') for n in iou)], [[c, *('-' if iou[n][c] is None else 100 * iou[n][c] for n in iou)] for c in next(iter(iou.values()))])]
@@ -228,13 +230,13 @@ def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = 
     print(f'{markdown(head, rows)}\nreport: {out/"report.html"}')
     return out/'report.html'
 
-# %% ../nbs/09_pipeline.ipynb #55730edb
+# %% ../nbs/09_pipeline.ipynb #74c39210
 def stage_model(run_dir: str | Path, stage: str | None = None):  # the network, the run's configuration, the stage's name
-    "The model of a stage, or of the last one that is not the oracle."
+    "The model of a stage, or of the last one; the oracle only where there is no other."
     config = load_run(run_dir)
     names = trained_stages(Path(run_dir))
     if not names: raise InputError(f"{run_dir} has no trained model yet", "a run with at least one training stage done", "go on with the run first")
-    stage = check_name(stage, names, 'trained stage') if stage else [n for n in names if n != 'oracle'][-1]
+    stage = check_name(stage, names, 'trained stage') if stage else ([n for n in names if n != 'oracle'] or names)[-1]
     return load_checkpoint(stage_dir(run_dir, stage)/'model.pt', pick_device(config.device))[0], config, stage
 
 # %% ../nbs/09_pipeline.ipynb #c62a44a1

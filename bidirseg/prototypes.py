@@ -7,7 +7,8 @@ __all__ = ['EVIDENCE', 'PAPER', 'look', 'Reservoir', 'cells', 'collect_source', 
            'Labeller', 'ScoreRanks', 'PrototypesSettings', 'show_labels', 'show_prototypes', 'make_labeller',
            'rank_scores', 'write_pseudo_labels', 'collect', 'run']
 
-# %% ../nbs/05_prototypes.ipynb #ba083753
+# %% ../nbs/05_prototypes.ipynb #ef3ef296
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -27,39 +28,44 @@ from .mixtures import GaussianMixture, gaussian_log_density   # whoever asks thi
 from .model import load_checkpoint, upsample
 from .warmup import estimate_statistics, infer
 
-# %% ../nbs/05_prototypes.ipynb #23949abe
+# %% ../nbs/05_prototypes.ipynb #c65b2291
 def look(model: nn.Module, image: np.ndarray,  # (3, h, w) uint8
          mirror: bool = False,                 # average with what it says about the mirror image
-         ) -> tuple[Tensor, Tensor]:           # features (1, d, h/4, w/4) and logits (1, classes, h/4, w/4), float32 on the CPU
+         ) -> tuple[Tensor, Tensor]:           # features (1, d, h/4, w/4) and logits (1, classes, h/4, w/4), float32 on the network's device
     "Features and logits of one image."
     x = torch.from_numpy(image)[None]
     views = [infer(model, x), *([infer(model, x.flip(-1))] if mirror else [])]
-    features, logits = ([v.float().cpu() for v in vs] for vs in zip(*views))
+    features, logits = ([v.float() for v in vs] for vs in zip(*views))
     average = lambda vs: (vs[0] + vs[1].flip(-1)) / 2 if mirror else vs[0]
     return average(features), average(logits)
 
-# %% ../nbs/05_prototypes.ipynb #1d23bc1a
+# %% ../nbs/05_prototypes.ipynb #83b5deee
 class Reservoir:
     "A uniform sample of at most `size` rows per class from a stream of any length."
     def __init__(self, num_classes: int, size: int, generator: torch.Generator):
-        self.size, self.generator = size, generator
-        self.rows, self.tickets, self.seen = [None] * num_classes, [None] * num_classes, torch.zeros(num_classes, dtype=torch.int64)
+        self.size, self.generator, self.seen = size, generator, torch.zeros(num_classes, dtype=torch.int64)
+        self.rows, self.tickets, self.limit = [[] for _ in range(num_classes)], [[] for _ in range(num_classes)], [math.inf] * num_classes
 
-    def add(self, rows: Tensor,    # (n, d)
-            classes: Tensor):      # (n,) class of each row
+    def add(self, rows: Tensor,    # (n, d), on any device; the few that are kept go to the CPU
+            classes: Tensor):      # (n,) class of each row, on the CPU
         "Offer rows to the sample."
         ticket = torch.rand(len(rows), generator=self.generator, dtype=torch.float64)
         self.seen += torch.bincount(classes, minlength=len(self.seen))
         for c in classes.unique().tolist():
-            mine = classes == c
-            r, t = rows[mine], ticket[mine]
-            if self.rows[c] is not None: r, t = torch.cat([self.rows[c], r]), torch.cat([self.tickets[c], t])
-            if len(t) > self.size: t, best = t.topk(self.size, largest=False); r = r[best]
-            self.rows[c], self.tickets[c] = r, t
+            mine = ((classes == c) & (ticket < self.limit[c])).nonzero()[:, 0]
+            self.rows[c].append(rows[mine.to(rows.device)].cpu()), self.tickets[c].append(ticket[mine])
+            if sum(map(len, self.tickets[c])) > 1.25 * self.size: self._shrink(c)
+
+    def _shrink(self, c: int):
+        "Keep the rows with the smallest tickets."
+        r, t = torch.cat(self.rows[c]), torch.cat(self.tickets[c])
+        if len(t) > self.size: t, best = t.topk(self.size, largest=False); r, self.limit[c] = r[best], float(t[-1])
+        self.rows[c], self.tickets[c] = [r], [t]
 
     def by_class(self) -> dict[int, Tensor]:   # class id -> (n, d), classes that were seen only
         "The sample."
-        return {c: r for c, r in enumerate(self.rows) if r is not None}
+        for c in (there := self.seen.nonzero()[:, 0].tolist()): self._shrink(c)
+        return {c: self.rows[c][0] for c in there}
 
 # %% ../nbs/05_prototypes.ipynb #0a07a3d0
 def cells(labels: Tensor,         # (b, H, W) a map at image size
@@ -69,7 +75,7 @@ def cells(labels: Tensor,         # (b, H, W) a map at image size
     y, x = (torch.linspace(0, n - 1, k).round().long() for n, k in zip(labels.shape[1:], size))
     return labels[:, y][:, :, x]
 
-# %% ../nbs/05_prototypes.ipynb #47f685b8
+# %% ../nbs/05_prototypes.ipynb #78f4a60f
 def collect_source(model, samples: Samples, size: int, seed: int) -> Reservoir:
     "Features of source pixels that the model classifies correctly, sampled class by class."
     keep = Reservoir(model.num_classes, size, stream(seed, 'source features'))
@@ -77,8 +83,8 @@ def collect_source(model, samples: Samples, size: int, seed: int) -> Reservoir:
         r = samples.read(i)
         features, logits = look(model, r['image'])
         truth = cells(torch.from_numpy(r['label'])[None].long(), logits.shape[-2:])
-        right = (logits.argmax(1) == truth).flatten()
-        keep.add(features.flatten(2)[0].T[right], truth.flatten()[right])
+        right = (logits.argmax(1).cpu() == truth).flatten()
+        keep.add(features.flatten(2)[0].T[right.to(features.device)], truth.flatten()[right])
     if not keep.by_class(): raise InputError("a warm-up model that is right on no source pixel", "a trained model", "raise warmup.steps")
     return keep
 
@@ -111,7 +117,7 @@ def match_temperature(joint: Tensor,   # (n, classes) log joints of the prototyp
 # %% ../nbs/05_prototypes.ipynb #91ffb32f
 EVIDENCE = ('prototypes', 'network', 'both')
 
-# %% ../nbs/05_prototypes.ipynb #5752e2d6
+# %% ../nbs/05_prototypes.ipynb #dae2968a
 @dataclass
 class Labeller:
     "Labels and scores for the pixels of an image."
@@ -122,19 +128,19 @@ class Labeller:
     mirror: bool = False           # look at the mirror image too
     temperature: float = 1.0       # of the prototypes, beside the network
 
-    def __call__(self, image: np.ndarray) -> tuple[Tensor, Tensor]:  # (3, h, w) uint8 -> (h, w) labels, (h, w) scores
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, Tensor]:  # (3, h, w) uint8 -> (h, w) labels, (h, w) scores, on the CPU
         "Label an image."
         (features, logits), P, size = look(self.model, image, self.mirror), self.prototypes, image.shape[1:]
         if self.evidence == 'prototypes':
             labels, scores = P.label_map(features, size, P.log_prior_, self.gate)
-            return labels[0], scores[0]
+            return labels[0].cpu(), scores[0].cpu()
         log_p = logits.log_softmax(1)
         if self.evidence == 'both':
             joint = P.log_density(features[0].flatten(1).T.contiguous())
             if P.log_prior_ is not None: joint = joint + P.log_prior_
             log_p = log_p + (joint / self.temperature).log_softmax(1).clamp_min(-1e4).T.view_as(log_p)   # finite, or upsampling makes NaN of an absent class
         labels, scores = gate_scores(upsample(log_p, size).flatten(2), None, self.gate)
-        return labels[0].view(size), scores[0].view(size)
+        return labels[0].view(size).cpu(), scores[0].view(size).cpu()
 
 # %% ../nbs/05_prototypes.ipynb #81463a4b
 class ScoreRanks:
@@ -150,7 +156,7 @@ class ScoreRanks:
         for c in labels.unique().tolist(): rank[labels == c] = torch.searchsorted(self.table[c], scores[labels == c], right=True) / 256
         return rank
 
-# %% ../nbs/05_prototypes.ipynb #f68a92bf
+# %% ../nbs/05_prototypes.ipynb #cd0b57bd
 @dataclass(frozen=True)
 class PrototypesSettings:
     "Settings of prototypes and pseudo labels."
@@ -165,7 +171,7 @@ class PrototypesSettings:
     target_rows: int = 60_000         # target features for these steps
     class_prior: bool = True          # weigh classes by the proportions that these steps estimate
     gate: str = 'density'             # what a score is: density, margin or posterior
-    keep: float = 0.5                 # share of each label's pixels that is kept
+    keep: float = 0.5                 # share of each label's pixels that is kept; more where scores tie, as posteriors of one do
     threshold: 'float | None' = None  # an absolute score instead (published: 100)
     mirror: bool = False              # average features with those of the mirror image
     own_statistics: bool = True       # batch-norm statistics of each domain for its own features; published: those of the model
@@ -174,15 +180,17 @@ class PrototypesSettings:
         check_name(self.gate, GATES, 'gate'), check_name(self.evidence, EVIDENCE, 'evidence'), check_name(self.covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
         if self.evidence != 'prototypes' and self.gate == 'density': raise InputError(f"gate='density' with evidence={self.evidence!r}", "margin or posterior: a network has no density", "set gate=margin")
         if not 0 < self.keep <= 1: raise InputError(f"keep={self.keep}", "a share in (0, 1]", "set keep=0.5")
+        for k, least in dict(n_components=1, rows_per_class=1, target_rows=1, max_iter=0, reg_covar=0, adapt_steps=0, adapt_strength=0).items():
+            if not getattr(self, k) >= least: raise InputError(f"{k}={getattr(self, k)}", f"at least {least}", f"raise {k}")
 
 # %% ../nbs/05_prototypes.ipynb #4be7a1f6
 PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100.,
              reg_covar=1e-6, mirror=False, own_statistics=False)
 
-# %% ../nbs/05_prototypes.ipynb #5e6eb1d7
+# %% ../nbs/05_prototypes.ipynb #5c866469
 def show_labels(images, labels, ranks, kept, space):
     "Target images, their labels, the rank of each score, and the labels that are kept."
-    fig, axes = plt.subplots(4, len(images), figsize=(2.6 * len(images), 5.6), dpi=60)
+    fig, axes = plt.subplots(4, len(images), figsize=(2.6 * len(images), 5.6), dpi=60, squeeze=False)
     for col, im, lab, rank, k in zip(axes.T, images, labels, ranks, kept):
         for ax, a in zip(col, (im.transpose(1, 2, 0), space.colorize(lab), rank, space.colorize(k))): ax.imshow(a), ax.set(xticks=[], yticks=[])
     for ax, t in zip(axes[:, 0], ('target', 'labels', 'rank of score', 'kept')): ax.set_ylabel(t)
@@ -204,18 +212,19 @@ def show_prototypes(prototypes: 'ClassPrototypes', rows: dict[int, Tensor], spac
     ax.legend(fontsize=6, ncol=2, loc='center left', bbox_to_anchor=(1, .5)), ax.set_title('features (dots) and prototypes on their main axes')
     return fig
 
-# %% ../nbs/05_prototypes.ipynb #8189ea7f
+# %% ../nbs/05_prototypes.ipynb #5aa59f68
 def make_labeller(model, rows: dict[int, Tensor],   # source features by class
                   target_rows: Tensor,              # (n, d) target features
                   s: PrototypesSettings, seed: int) -> Labeller:
-    "Fit prototypes, lean them towards the target, and find the temperature."
+    "Fit prototypes, lean them towards the target, and find the temperature, on the network's device."
+    classifier = model.classifier
+    rows, target_rows = {c: r.to(classifier.weight.device) for c, r in rows.items()}, target_rows.to(classifier.weight.device)
     P = ClassPrototypes.fit(rows, s.n_components, model.num_classes, s.covariance_type, max_iter=s.max_iter, reg_covar=s.reg_covar, random_state=seed)
     if s.adapt_steps: P = adapt(P, target_rows, s.adapt_strength, s.adapt_steps)
     if not s.class_prior: P.log_prior_ = None
     out = Labeller(model, P, s.evidence, s.gate, s.mirror)
     if s.evidence == 'both':
-        classifier = model.classifier
-        with torch.no_grad(): logits = F.linear(target_rows, classifier.weight.flatten(1).cpu(), classifier.bias.cpu())
+        with torch.no_grad(): logits = F.linear(target_rows, classifier.weight.flatten(1), classifier.bias)
         out.temperature = match_temperature(P.log_density(target_rows) + (0 if P.log_prior_ is None else P.log_prior_), logits)
     return out
 
@@ -259,7 +268,7 @@ def collect(model, source: Samples, target: Samples, s: PrototypesSettings, seed
     if s.own_statistics: estimate_statistics(model, target)
     return rows, collect_target(model, target, s.target_rows, seed)
 
-# %% ../nbs/05_prototypes.ipynb #22871b59
+# %% ../nbs/05_prototypes.ipynb #3504d55a
 def run(run_dir: str | Path, stage: str = 'prototypes', **settings) -> Path:  # the stage's folder
     "The stage: writes `prototypes.pt`, `labels/KEY.png`, `scores/KEY.png` (rank in 0..255), `labels.json` and pictures."
     config = load_run(run_dir)
@@ -272,8 +281,9 @@ def run(run_dir: str | Path, stage: str = 'prototypes', **settings) -> Path:  # 
         samples = Samples(target, config.size)
         rows, target_rows = collect(model, Samples(source, config.source_size), samples, s, config.seed)
         label = make_labeller(model, rows, target_rows, s, config.seed)
-        label.prototypes.save(st.dir/'prototypes.pt')
-        save_figure(show_prototypes(label.prototypes, rows, space), st.dir/'prototypes.png')
+        on_cpu = label.prototypes.to('cpu')
+        on_cpu.save(st.dir/'prototypes.pt')
+        save_figure(show_prototypes(on_cpu, rows, space), st.dir/'prototypes.png')
         shares = write_pseudo_labels(label, samples, s, st.dir, space, config.seed)
         save_json(st.dir/'labels.json', dict(rows={space.classes[c]: len(r) for c, r in rows.items()}, temperature=label.temperature, classes=shares))
     return st.dir

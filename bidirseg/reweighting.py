@@ -6,7 +6,7 @@
 __all__ = ['regional_features', 'fit_centroids', 'nearest_distance', 'transferability', 'ClassEntropy', 'weight_map',
            'ReweightingSettings', 'domain_features', 'show_weights', 'measure_entropy', 'run']
 
-# %% ../nbs/06_reweighting.ipynb #8e4ed230
+# %% ../nbs/06_reweighting.ipynb #99b27c28
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, load_run, pick_device, progress, save_json, save_torch, stage_dir, stage_settings
 from .data import IGNORE, LABEL_SPACES, Images, Samples, images_only, open_source, open_target, save_figure
+from .mixtures import check_finite, check_rows
 from .model import build_backbone, load_checkpoint, upsample
 from .warmup import infer, to_device
 
@@ -35,29 +36,23 @@ def regional_features(backbone: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
     high = backbone(to_device(dict(image=images), device)['image'])[1]
     return F.adaptive_avg_pool2d(high.float(), tuple(grid)).permute(0, 2, 3, 1).cpu()
 
-# %% ../nbs/06_reweighting.ipynb #80f4350c
-def _check_rows(X: Tensor, name: str, width: int | None = None):
-    "Raise `InputError` unless X is (n, d), finite and of the wanted width."
-    if not isinstance(X, Tensor) or X.ndim != 2 or len(X) == 0 or (width and X.shape[1] != width):
-        raise InputError(f"{name} of shape {tuple(getattr(X, 'shape', ()))}", f"a tensor (n, {width or 'd'}) with n > 0", "flatten maps to rows first")
-    if not (ok := torch.isfinite(X)).all(): raise InputError(f"{name} with {int((~ok).sum())} values that are not finite", "finite features", "look for the image they come from")
-
-# %% ../nbs/06_reweighting.ipynb #99695d07
+# %% ../nbs/06_reweighting.ipynb #2bad72ff
 def fit_centroids(X: Tensor,               # (n, d) regional features of the target
                   n_centroids: int = 40,   # published: 40
-                  random_state: int | None = None,
+                  random_state: int = 0,
                   ) -> Tensor:             # (n_centroids, d) float32
     "Centroids of the target by scikit-learn's mini-batch k-means."
-    _check_rows(X, 'features')
+    check_finite(check_rows(X))
     if not 1 <= n_centroids <= len(X): raise InputError(f"n_centroids={n_centroids} for {len(X)} rows", "between 1 and the number of rows", f"set n_centroids={min(40, len(X))}")
-    km = MiniBatchKMeans(n_centroids, random_state=random_state, n_init=3, batch_size=4096).fit(X.numpy())
+    km = MiniBatchKMeans(n_centroids, random_state=random_state % 2**32, n_init=3, batch_size=4096).fit(X.cpu().numpy())
     return torch.from_numpy(km.cluster_centers_.astype(np.float32))
 
-# %% ../nbs/06_reweighting.ipynb #bb60c54b
+# %% ../nbs/06_reweighting.ipynb #af08a109
 def nearest_distance(features: Tensor, centroids: Tensor  # (n, d), (k, d)
                      ) -> Tensor:                         # (n,) distance to the nearest centroid
     "Euclidean distance of every row to its nearest centroid."
-    _check_rows(features, 'features'), _check_rows(centroids, 'centroids', features.shape[1])
+    check_finite(check_rows(features, check_rows(centroids, what='centroids'))), check_finite(centroids, 'centroids')
+    if not len(centroids): raise InputError("no centroids", "at least one", "fit them on the target first")
     return torch.cdist(features, centroids, compute_mode='donot_use_mm_for_euclid_dist').amin(1)
 
 # %% ../nbs/06_reweighting.ipynb #09873e0d
@@ -100,7 +95,7 @@ def weight_map(region_weights: Tensor,  # (rows, columns) in (0, 1]
     table = torch.cat([class_entropy.to(w), torch.zeros(256 - len(class_entropy))])
     return (w + table[torch.from_numpy(labels).long()]).clamp(0, 1)
 
-# %% ../nbs/06_reweighting.ipynb #a1ff514e
+# %% ../nbs/06_reweighting.ipynb #0ba1c68c
 @dataclass(frozen=True)
 class ReweightingSettings:
     "Settings of the transferability maps."
@@ -113,6 +108,11 @@ class ReweightingSettings:
     distance: bool = True          # weigh regions by their distance to the target's prototypes
     entropy: bool = True           # add the entropy of each pixel's class
 
+    def __post_init__(self):
+        if len(self.grid) != 2 or min(self.n_centroids, self.region_height, self.region_width, *self.grid) < 1:
+            raise InputError(f"n_centroids={self.n_centroids}, regions of {self.region_height} x {self.region_width}, grid={self.grid}", "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
+        if self.backbone != 'warmup' and self.weights is None: raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights: features of a random network say nothing", "set weights=IMAGENET1K_V1, or backbone=warmup")
+
 # %% ../nbs/06_reweighting.ipynb #b573604a
 def domain_features(backbone: nn.Module, images: Images, s: ReweightingSettings, what: str) -> Tensor:  # (n, rows, columns, d)
     "Regional features of every image of a domain."
@@ -121,10 +121,10 @@ def domain_features(backbone: nn.Module, images: Images, s: ReweightingSettings,
     read = lambda i: torch.from_numpy(samples.read(i)['image'])
     return torch.cat([regional_features(backbone, torch.stack([read(i) for i in range(c, min(c + 8, len(samples)))]), s.grid) for c in progress(chunks, what)])
 
-# %% ../nbs/06_reweighting.ipynb #7ae7f36d
+# %% ../nbs/06_reweighting.ipynb #ef63454e
 def show_weights(samples: Samples, maps: list[np.ndarray], picks: list[int]):
     "Source images above their weights."
-    fig, axes = plt.subplots(2, len(picks), figsize=(2.7 * len(picks), 3), dpi=60, layout='constrained')
+    fig, axes = plt.subplots(2, len(picks), figsize=(2.7 * len(picks), 3), dpi=60, layout='constrained', squeeze=False)
     for col, i, w in zip(axes.T, picks, maps):
         col[0].imshow(samples.read(i)['image'].transpose(1, 2, 0))
         shown = col[1].imshow(w, vmin=0, vmax=255)
@@ -142,7 +142,7 @@ def measure_entropy(model: nn.Module, samples: Samples, num_classes: int, most: 
         entropy.add(upsample(infer(model, torch.from_numpy(r['image'])[None]).logits, labels.shape[1:]).cpu(), labels)
     return entropy.scaled().float()
 
-# %% ../nbs/06_reweighting.ipynb #62560fb2
+# %% ../nbs/06_reweighting.ipynb #7696c7a6
 def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  # the stage's folder
     "The stage: writes `centroids.pt`, `weights/KEY.png` (8 bit, 255 is one), `weights.json` and a picture."
     config = load_run(run_dir)
@@ -152,13 +152,14 @@ def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  #
         if st.skip: return st.dir
         model, _ = load_checkpoint(checkpoint, pick_device(config.device))
         backbone = model.backbone if s.backbone == 'warmup' else build_backbone(s.backbone, s.weights, 32).to(pick_device(config.device)).eval()
-        centroids = fit_centroids(domain_features(backbone, target, s, 'target regions').flatten(0, 2), s.n_centroids, config.seed)
+        looks = domain_features(backbone, target, s, 'target regions').flatten(0, 2)
+        centroids = fit_centroids(looks, min(s.n_centroids, len(looks)), config.seed)
         regions = domain_features(backbone, images_only(source), s, 'source regions')
         mean_distance = float(nearest_distance(regions.flatten(0, 2), centroids).mean())
         samples = Samples(source, config.source_size)
         entropy = measure_entropy(model, samples, len(LABEL_SPACES[config.label_space]))
         save_torch(st.dir/'centroids.pt', dict(centroids=centroids, mean_distance=mean_distance, class_entropy=entropy))
-        picks, shown = np.linspace(0, len(samples) - 1, 4).round().astype(int).tolist(), []
+        picks, shown = np.unique(np.linspace(0, len(samples) - 1, 4).round().astype(int)).tolist(), []
         total = 0.0
         for i in progress(range(len(samples)), 'weight maps'):
             r = transferability(regions[i].flatten(0, 1), centroids, mean_distance).reshape(*s.grid) if s.distance else torch.full(tuple(s.grid), 0.0 if s.entropy else 1.0)

@@ -94,7 +94,7 @@ class Stylise:
         styled = self.style(source, target, self.strength * float(v))
         return dict(sample, image=type(sample['image'])((styled * 255).round().to(torch.uint8)))
 
-# %% ../nbs/04_warmup.ipynb #79d1463a
+# %% ../nbs/04_warmup.ipynb #8cbddb73
 def poly_schedule(step: int, total: int, warmup: int,  # steps
                   lr: float,              # the highest rate
                   gamma: float = 0.9,
@@ -102,9 +102,9 @@ def poly_schedule(step: int, total: int, warmup: int,  # steps
                   ) -> float:             # the rate of this step
     "Linear warm-up, then polynomial decay (published code)."
     if step < warmup: return lr * step / warmup
-    return eta_min + (lr - eta_min) * (1 - (step - warmup) / max(1, total - warmup)) ** gamma
+    return eta_min + (lr - eta_min) * max(0.0, 1 - (step - warmup) / max(1, total - warmup)) ** gamma
 
-# %% ../nbs/04_warmup.ipynb #92c00e0e
+# %% ../nbs/04_warmup.ipynb #af315583
 @dataclass(frozen=True)
 class TrainSettings:
     "Settings that all training stages share."
@@ -123,6 +123,7 @@ class TrainSettings:
 
     def __post_init__(self):
         check_name(self.optimizer, ('sgd', 'adamw'), 'optimizer')
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]: raise InputError(f"scale={self.scale}", "the smallest and the largest random resize", "set scale=[0.5, 1.5]")
         for k in ('steps', 'batch_size', 'checkpoint_every', 'lr'):
             if getattr(self, k) <= 0: raise InputError(f"{k}={getattr(self, k)}", "more than zero", f"raise {k}")
 
@@ -215,7 +216,7 @@ def label_maps(model: nn.Module, images: Tensor  # (b, 3, h, w) uint8
     "The most likely class of every pixel."
     return upsample(infer(model, images).logits.float(), images.shape[-2:]).argmax(1).to(torch.uint8).cpu()
 
-# %% ../nbs/04_warmup.ipynb #5912b689
+# %% ../nbs/04_warmup.ipynb #42099b68
 BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 @torch.no_grad()
@@ -230,7 +231,8 @@ def estimate_statistics(model: nn.Module,    # in place
     model.train()
     with seeded(0, 'statistics'):
         for i in range(0, max(1, len(picks) - len(picks) % batch_size), batch_size):
-            infer(model, torch.stack([torch.from_numpy(samples.read(j)['image']) for j in picks[i:i + batch_size]]))
+            batch = torch.stack([torch.from_numpy(samples.read(j)['image']) for j in picks[i:i + batch_size]])
+            infer(model, batch if len(batch) > 1 else batch.repeat(2, 1, 1, 1))   # statistics of one image are those of it twice
     for m, momentum in zip(norms, momenta): m.momentum = momentum
     return model.eval()
 
