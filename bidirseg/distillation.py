@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
-# %% ../nbs/07b_distillation.ipynb #ebd9bb54
-import contextlib
+# %% ../nbs/07b_distillation.ipynb #461aec33
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from .core import InputError, Stage, atomic_path, check_name, load_run, pick_dev
 from .data import IGNORE, Samples, augment, open_target
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
-from .warmup import TrainSettings, finish, infer, keep_statistics, make_loaders, start_model, train
+from .warmup import STATISTICS, TrainSettings, finish, infer, make_loaders, start_model, train
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
 def multi_scale(model: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
@@ -46,7 +45,7 @@ def write_labels(model: nn.Module, samples: Samples, folder: Path,
         with atomic_path(folder/f'{samples.images.keys[i]}.png') as tmp: Image.fromarray(label.to(torch.uint8).cpu().numpy()).save(tmp)
     return kept
 
-# %% ../nbs/07b_distillation.ipynb #5c6cb398
+# %% ../nbs/07b_distillation.ipynb #3adfe330
 @dataclass(frozen=True)
 class DistillationSettings(TrainSettings):
     "Settings of one round; the loss is source + target + distillation."
@@ -57,15 +56,15 @@ class DistillationSettings(TrainSettings):
     student: str = 'fresh'          # fresh: a new network, its backbone from the run's weights; teacher: goes on from the last model
     label_scales: list = (0.75, 1.0, 1.5)
     min_confidence: float = 0.0     # pixels below are ignored
-    statistics: str = 'target'      # which images move the running batch-norm statistics: target, or both (published)
+    statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), or none (fixed)
 
     def __post_init__(self):
         super().__post_init__()
         if not self.label_scales or min(self.label_scales) <= 0: raise InputError(f"label_scales={self.label_scales}", "at least one size, in proportion to the training height", "set label_scales=[0.75, 1.0, 1.5]")
         check_name(self.student, ('fresh', 'teacher'), 'student')
-        check_name(self.statistics, ('target', 'both'), 'domain of statistics')
+        check_name(self.statistics, STATISTICS, 'statistics')
 
-# %% ../nbs/07b_distillation.ipynb #c7d36618
+# %% ../nbs/07b_distillation.ipynb #e4a50eed
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     config = load_run(run_dir)
@@ -81,10 +80,10 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         student = start_model(config, device) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
-        aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
+        plain, aside, _ = STATISTICS[s.statistics]
         def loss_of(step, source, target):
             with aside(student): losses = dict(source=source_loss(student, source))
-            logits = student(target['image']).logits.float()
+            with plain(student): logits = student(target['image']).logits.float()
             losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta)
             if s.distillation:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()

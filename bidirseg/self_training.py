@@ -6,8 +6,8 @@
 __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_loss', 'distillation_loss', 'ramp_up',
            'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_loss', 'run']
 
-# %% ../nbs/07_self_training.ipynb #24a99fe9
-import contextlib, math
+# %% ../nbs/07_self_training.ipynb #e38059cd
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .core import InputError, Stage, check_name, load_run, pick_device, stage_di
 from .data import (IGNORE, Images, Samples, augment, open_ids, open_source, open_target,
                            strong_view)
 from .model import load_checkpoint, upsample
-from .warmup import TrainSettings, finish, keep_statistics, make_loaders, poly_schedule, train
+from .warmup import STATISTICS, TrainSettings, finish, make_loaders, poly_schedule, train
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
 def _check_maps(logits: Tensor, **maps: Tensor):
@@ -89,7 +89,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, step: i
         if t.is_floating_point(): t.lerp_(s, 1 - keep)
         else: t.copy_(s)
 
-# %% ../nbs/07_self_training.ipynb #99de6297
+# %% ../nbs/07_self_training.ipynb #0495b021
 @dataclass(frozen=True)
 class SelfTrainingSettings(TrainSettings):
     "Settings of self-training; the loss is source + target + consistency."
@@ -100,11 +100,11 @@ class SelfTrainingSettings(TrainSettings):
     ramp_steps: int = 4000          # of the consistency
     ema: float = 0.999              # decay of the teacher
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
-    statistics: str = 'target'      # which images move the running batch-norm statistics: target, or both (published)
+    statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), or none (fixed)
 
     def __post_init__(self):
         super().__post_init__()
-        check_name(self.statistics, ('target', 'both'), 'domain of statistics')
+        check_name(self.statistics, STATISTICS, 'statistics')
 
 # %% ../nbs/07_self_training.ipynb #af5fc4fb
 def read_maps(folder: Path, images: Images, what: str):  # -> position -> (h, w) uint8
@@ -137,7 +137,7 @@ def source_loss(model: nn.Module, batch: dict) -> Tensor:
     weight = batch['weight'].float() / 255 if 'weight' in batch else torch.ones(batch['label'].shape, device=logits.device)
     return weighted_cross_entropy(logits, batch['label'], weight)
 
-# %% ../nbs/07_self_training.ipynb #8b815384
+# %% ../nbs/07_self_training.ipynb #1d40d9dd
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
@@ -151,14 +151,14 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
                            TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
-        aside = keep_statistics if s.statistics == 'target' else contextlib.nullcontext
+        plain, aside, strong = STATISTICS[s.statistics]
         def loss_of(step, source, target):
             with aside(student): losses = dict(source=source_loss(student, source))
-            logits = upsample(student(target['image']).logits, target['label'].shape[-2:]).float()
+            with plain(student): logits = upsample(student(target['image']).logits, target['label'].shape[-2:]).float()
             losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta)
             if s.consistency:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
-                with aside(student): view = student(target['view']).logits.float()
+                with strong(student): view = student(target['view']).logits.float()
                 seen = F.interpolate(target['visible'][:, None].float(), view.shape[-2:], mode='nearest')[:, 0] > 0
                 losses['consistency'] = s.consistency * ramp_up(step, s.ramp_steps) * consistency_loss(view, judge, seen)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
