@@ -95,16 +95,16 @@ def label_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows o
         out.append([name, *(spread([100 * r[k] for r in mine]) for k in ('miou', 'miou_kept', 'kept'))])
     return head, out
 
-# %% ../nbs/08c_label_quality.ipynb #32a2a180
+# %% ../nbs/08c_label_quality.ipynb #f2cac46f
 def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
-    "Bars: the mIoU of all labels and of the kept half, method by method."
-    fig, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables) + 2, 3.4), dpi=60, sharey=True, squeeze=False)
+    "The mIoU of all labels and of the kept half, method by method; lines are the spread over seeds."
+    fig, axes = plt.subplots(1, len(tables), figsize=(3.6 * len(tables) + 2, 3.6), dpi=65, sharey=True, squeeze=False)
     for ax, (title, rows) in zip(axes[0], tables.items()):
         names = list(dict.fromkeys(r['method'] for r in rows))[::-1]
-        for shift, key, colour in ((.2, 'miou', '0.7'), (-.2, 'miou_kept', 'tab:blue')):
+        for key, colour in (('miou', '0.5'), ('miou_kept', 'tab:blue')):
             v = [[100 * r[key] for r in rows if r['method'] == n] for n in names]
-            ax.barh(np.arange(len(names)) + shift, [np.mean(x) for x in v], .4, xerr=[np.std(x) for x in v], color=colour, label=dict(miou='all pixels', miou_kept='the kept half')[key])
-        ax.set_yticks(range(len(names)), names), ax.set_xlabel('mIoU, %'), ax.set_title(title)
-    axes[0, 0].legend(fontsize=7, loc='lower right')
+            ax.errorbar([np.mean(x) for x in v], range(len(names)), xerr=[np.std(x) for x in v], fmt='o', ms=4, color=colour, label=dict(miou='all pixels', miou_kept='the kept half')[key])
+        ax.set_yticks(range(len(names)), names), ax.set_xlabel('mIoU, %'), ax.set_title(title), ax.grid(alpha=.4)
+    axes[0, 0].legend(fontsize=7, loc='upper center')
     fig.tight_layout()
     return fig
