@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
-# %% ../nbs/07b_distillation.ipynb #461aec33
+# %% ../nbs/07b_distillation.ipynb #54ac8e07
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
 from .data import IGNORE, Samples, augment, open_target
 from .model import load_checkpoint, upsample
-from .self_training import distillation_loss, read_maps, source_loss, source_samples, symmetric_cross_entropy
+from .self_training import distillation_loss, read_maps, source_loss, source_samples, source_style, symmetric_cross_entropy
 from .warmup import STATISTICS, TrainSettings, finish, infer, make_loaders, start_model, train
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
@@ -64,7 +64,7 @@ class DistillationSettings(TrainSettings):
         check_name(self.student, ('fresh', 'teacher'), 'student')
         check_name(self.statistics, STATISTICS, 'statistics')
 
-# %% ../nbs/07b_distillation.ipynb #e4a50eed
+# %% ../nbs/07b_distillation.ipynb #b3cf3933
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     config = load_run(run_dir)
@@ -72,7 +72,7 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
     names = stage_names(config)
     before = names[names.index(check_name(stage, [n for n in names if n.startswith('distillation')], 'round')) - 1]
     target, teacher_file, weights = open_target(config), stage_dir(run_dir, before)/'model.pt', stage_dir(run_dir, 'reweighting')/'weights'
-    with Stage(run_dir, stage, s, dict(teacher=teacher_file, weights=weights if s.source_weights else 'none', target=target.stamp())) as st:
+    with Stage(run_dir, stage, s, dict(teacher=teacher_file, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
         if st.skip: return st.dir
         device = pick_device(config.device)
         teacher = load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_loss', 'distillation_loss', 'ramp_up',
-           'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_loss', 'run']
+           'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_style',
+           'source_loss', 'run']
 
-# %% ../nbs/07_self_training.ipynb #e38059cd
+# %% ../nbs/07_self_training.ipynb #d8b4d694
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,13 @@ from . import _compat
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
 from .data import (IGNORE, Images, Samples, augment, open_ids, open_source, open_target,
                            strong_view)
 from .model import load_checkpoint, upsample
-from .warmup import STATISTICS, TrainSettings, finish, make_loaders, poly_schedule, train
+from .warmup import STATISTICS, TrainSettings, WarmupSettings, dress, finish, make_loaders, poly_schedule, train
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
 def _check_maps(logits: Tensor, **maps: Tensor):
@@ -123,12 +125,18 @@ class TwoViews:
         view, visible = self.view(sample['image'])
         return dict(sample, view=view, visible=visible)
 
-# %% ../nbs/07_self_training.ipynb #74fce9d2
+# %% ../nbs/07_self_training.ipynb #6954b2a3
 def source_samples(run_dir: Path, config, s: TrainSettings, weights: bool) -> Samples:
-    "The source with its transferability maps."
-    source = open_source(config)
+    "The source with its transferability maps, in the style of the warm-up."
+    source, warm = open_source(config), stage_settings(WarmupSettings, config, 'warmup')
     maps = dict(label=None, **(dict(weight=read_maps(stage_dir(run_dir, 'reweighting')/'weights', source, 'weight maps')) if weights else {}))
-    return Samples(source, config.source_size, maps, augment(config.source_size, config.crop, s.scale, s.jitter, s.flip), config.seed)
+    change = v2.Compose([*dress(warm, open_target(config), config.source_size), augment(config.source_size, config.crop, s.scale, s.jitter, s.flip)])
+    return Samples(source, config.source_size, maps, change, config.seed)
+
+def source_style(config) -> str:
+    "What stands for the style among the inputs of a stage."
+    warm = stage_settings(WarmupSettings, config, 'warmup')
+    return f'{warm.style} {warm.style_probability} {warm.style_strength}'
 
 # %% ../nbs/07_self_training.ipynb #3dc5fab8
 def source_loss(model: nn.Module, batch: dict) -> Tensor:
@@ -137,14 +145,14 @@ def source_loss(model: nn.Module, batch: dict) -> Tensor:
     weight = batch['weight'].float() / 255 if 'weight' in batch else torch.ones(batch['label'].shape, device=logits.device)
     return weighted_cross_entropy(logits, batch['label'], weight)
 
-# %% ../nbs/07_self_training.ipynb #1d40d9dd
+# %% ../nbs/07_self_training.ipynb #244d9498
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
     s = stage_settings(SelfTrainingSettings, config, stage, settings)
     target, start_from = open_target(config), stage_dir(run_dir, 'warmup')/'model.pt'
     labels, weights = stage_dir(run_dir, 'prototypes')/'labels', stage_dir(run_dir, 'reweighting')/'weights'
-    with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp())) as st:
+    with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
         if st.skip: return st.dir
         device = pick_device(config.device)
         student, teacher = (load_checkpoint(start_from)[0].to(device, memory_format=torch.channels_last) for _ in range(2))

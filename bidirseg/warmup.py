@@ -6,7 +6,7 @@
 __all__ = ['STYLES', 'BATCH_NORM', 'STATISTICS', 'rgb_to_lab', 'lab_to_rgb', 'lab_style', 'fourier_style', 'exposure_style',
            'Stylise', 'poly_schedule', 'TrainSettings', 'WarmupSettings', 'make_optimizer', 'to_device', 'train',
            'make_loaders', 'infer', 'label_maps', 'estimate_statistics', 'keep_statistics', 'fixed_statistics',
-           'show_history', 'show_predictions', 'start_model', 'finish', 'train_on', 'run']
+           'show_history', 'show_predictions', 'start_model', 'finish', 'dress', 'train_on', 'run']
 
 # %% ../nbs/04_warmup.ipynb #532b7a5f
 import contextlib, math, time
@@ -303,11 +303,15 @@ def finish(st: Stage, model: nn.Module, config: RunConfig, history: list[dict], 
     save_figure(show_history(history, st.name), st.dir/'history.png')
     save_figure(show_predictions(model, target, space), st.dir/'predictions.png')
 
-# %% ../nbs/04_warmup.ipynb #ebb266d1
+# %% ../nbs/04_warmup.ipynb #e09f96dd
+def dress(s: WarmupSettings, target: Images, size: tuple[int, int]) -> list:  # of transforms; empty without a style
+    "The style transfer that source images go through."
+    return [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
+
+# %% ../nbs/04_warmup.ipynb #d9850757
 def train_on(domain: Pairs, size: tuple[int, int], target: Images, config: RunConfig, s: WarmupSettings, st: Stage, device: torch.device) -> tuple[nn.Module, list]:
     "Supervised training on labelled images, some of them dressed as target images; the network and its history."
-    dressed = [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
-    samples = Samples(domain, size, transform=v2.Compose([*dressed, augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
+    samples = Samples(domain, size, transform=v2.Compose([*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
     model = start_model(config, device)
     def loss_of(step, batch):
         logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
