@@ -55,13 +55,13 @@ def seconds_of(work: Callable, device: torch.device) -> float:
     if device.type == 'cuda': torch.cuda.synchronize(device)
     return time.perf_counter() - began
 
-# %% ../nbs/08b_bench.ipynb #e3d68cfe
+# %% ../nbs/08b_bench.ipynb #0898de2d
 def medians(works: list[Callable],  # called in turns
             device: torch.device,
             turns: int = 5,
             ) -> list[float]:       # seconds of each
     "Median times of several pieces of work."
-    times = [[(work(), seconds_of(work, device))[1] for work in works] for _ in range(turns)]
+    times = [[(time.sleep(.1), work(), seconds_of(work, device))[2] for work in works] for _ in range(turns)]
     return [statistics.median(t) for t in zip(*times)]
 
 # %% ../nbs/08b_bench.ipynb #025f9de7
