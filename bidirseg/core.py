@@ -246,7 +246,7 @@ def stage_settings(cls: type,          # the stage's settings dataclass
     values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 
-# %% ../nbs/00_core.ipynb #acaaec59
+# %% ../nbs/00_core.ipynb #a0879f2a
 def start_run(run_dir: str | Path, config: RunConfig,
               update: bool = False,  # accept a configuration that differs from the directory's
               ) -> Path:
@@ -257,7 +257,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
         old = load_json(path, "a run's configuration").get('config', {})
         flat = lambda d, p='': {k2: v2 for k, v in d.items() for k2, v2 in (flat(v, f'{p}{k}.') if isinstance(v, dict) and v else {p + k: v}).items()}
         o, n = flat(old), flat(new)
-        diff = [f"{k.removeprefix('settings.')} was {o.get(k)!r} and is now {n.get(k)!r}" for k in sorted({*o, *n}) if o.get(k) != n.get(k) and k != 'device']
+        diff = [f"{k.removeprefix('settings.')} was {o.get(k)!r} and is now {n.get(k)!r}" for k in sorted({*o, *n}) if o.get(k) != n.get(k) and k not in ('device', 'description', 'chosen_on')]
         if diff and not update: raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(diff[:4])}", "the configuration it was started with", "choose another --run-dir, or add --update to go on with the new settings")
     elif run_dir.exists() and (not run_dir.is_dir() or any(p.name != 'run.lock' and not p.name.startswith('.run.json') for p in run_dir.iterdir())):
         raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")

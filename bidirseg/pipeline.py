@@ -90,10 +90,10 @@ def run_stage(run_dir: Path, name: str):
         if e.ename == 'InputError': raise InputError(*parse_error(e.evalue)) from None
         raise
 
-# %% ../nbs/09_pipeline.ipynb #0939fcbd
+# %% ../nbs/09_pipeline.ipynb #d21077fd
 def html_table(head: list, rows: list[list]) -> str:
     "A table; cells are escaped, numbers are set to the right."
-    cell = lambda x: f'<td class="n">{x:.1f}</td>' if isinstance(x, float) else f'<td>{html.escape(str(x))}</td>'
+    cell = lambda x: f'<td class="n">{x:.1f}</td>' if isinstance(x, float) else '<td class="n">-</td>' if x == '-' else f'<td>{html.escape(str(x))}</td>'
     return '<table><tr>' + ''.join(f'<th>{html.escape(str(h))}</th>' for h in head) + '</tr>' + ''.join('<tr>' + ''.join(map(cell, r)) + '</tr>' for r in rows) + '</table>'
 
 # %% ../nbs/09_pipeline.ipynb #1de34a0b
