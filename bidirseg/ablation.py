@@ -31,9 +31,9 @@ def changes(**tables) -> list[str]:
     text = lambda v: 'none' if v is None else str(v).lower() if isinstance(v, bool) else str(v)
     return [f'{table}.{k}={text(v)}' for table, values in tables.items() for k, v in values.items()]
 
-# %% ../nbs/09a_ablation.ipynb #71e1c43e
+# %% ../nbs/09a_ablation.ipynb #20768f11
 MAPS_OFF = dict(self_training=dict(source_weights=False), distillation=dict(source_weights=False))
-PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., statistics='both'), distillation=dict(alpha=.1, beta=1., distillation=1., student='fresh', statistics='both'))
+PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., statistics='both'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
 
 VARIANTS = {   # name -> the last stage, changes
     'source_only': ('source_only', []),
