@@ -29,4 +29,4 @@ readme: setup    ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
 lab: setup    ## open the notebooks in JupyterLab
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)   # containers often have no other user
