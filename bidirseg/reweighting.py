@@ -36,15 +36,15 @@ def regional_features(backbone: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
     high = backbone(to_device(dict(image=images), device)['image'])[1]
     return F.adaptive_avg_pool2d(high.float(), tuple(grid)).permute(0, 2, 3, 1).cpu()
 
-# %% ../nbs/06_reweighting.ipynb #2bad72ff
+# %% ../nbs/06_reweighting.ipynb #3ed766f9
 def fit_centroids(X: Tensor,               # (n, d) regional features of the target
                   n_centroids: int = 40,   # published: 40
-                  random_state: int = 0,
+                  random_state: int | None = None,   # None is 0
                   ) -> Tensor:             # (n_centroids, d) float32
     "Centroids of the target by scikit-learn's mini-batch k-means."
     check_finite(check_rows(X))
     if not 1 <= n_centroids <= len(X): raise InputError(f"n_centroids={n_centroids} for {len(X)} rows", "between 1 and the number of rows", f"set n_centroids={min(40, len(X))}")
-    km = MiniBatchKMeans(n_centroids, random_state=random_state % 2**32, n_init=3, batch_size=4096).fit(X.cpu().numpy())
+    km = MiniBatchKMeans(n_centroids, random_state=(random_state or 0) % 2**32, n_init=3, batch_size=4096).fit(X.cpu().numpy())
     return torch.from_numpy(km.cluster_centers_.astype(np.float32))
 
 # %% ../nbs/06_reweighting.ipynb #af08a109
