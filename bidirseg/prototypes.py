@@ -156,7 +156,11 @@ class ScoreRanks:
         for c in labels.unique().tolist(): rank[labels == c] = torch.searchsorted(self.table[c], scores[labels == c], right=True) / 256
         return rank
 
-# %% ../nbs/05_prototypes.ipynb #cd0b57bd
+# %% ../nbs/05_prototypes.ipynb #4be7a1f6
+PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100.,
+             reg_covar=1e-6, mirror=False, own_statistics=False)
+
+# %% ../nbs/05_prototypes.ipynb #5a361271
 @dataclass(frozen=True)
 class PrototypesSettings:
     "Settings of prototypes and pseudo labels."
@@ -174,18 +178,16 @@ class PrototypesSettings:
     keep: float = 0.5                 # share of each label's pixels that is kept; more where scores tie, as posteriors of one do
     threshold: 'float | None' = None  # an absolute score instead (published: 100)
     mirror: bool = False              # average features with those of the mirror image
+    paper: bool = False               # the published setting, whatever the others say: see PAPER
     own_statistics: bool = True       # batch-norm statistics of each domain for its own features; published: those of the model
 
     def __post_init__(self):
+        for k, v in PAPER.items() if self.paper else (): object.__setattr__(self, k, v)
         check_name(self.gate, GATES, 'gate'), check_name(self.evidence, EVIDENCE, 'evidence'), check_name(self.covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
         if self.evidence != 'prototypes' and self.gate == 'density': raise InputError(f"gate='density' with evidence={self.evidence!r}", "margin or posterior: a network has no density", "set gate=margin")
         if not 0 < self.keep <= 1: raise InputError(f"keep={self.keep}", "a share in (0, 1]", "set keep=0.5")
         for k, least in dict(n_components=1, rows_per_class=1, target_rows=1, max_iter=0, reg_covar=0, adapt_steps=0, adapt_strength=0).items():
             if not getattr(self, k) >= least: raise InputError(f"{k}={getattr(self, k)}", f"at least {least}", f"raise {k}")
-
-# %% ../nbs/05_prototypes.ipynb #4be7a1f6
-PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100.,
-             reg_covar=1e-6, mirror=False, own_statistics=False)
 
 # %% ../nbs/05_prototypes.ipynb #5c866469
 def show_labels(images, labels, ranks, kept, space):
