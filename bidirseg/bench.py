@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'Row', 'at_least', 'at_most', 'seconds_of', 'medians', 'Ra
            'sklearn_step', 'bench_em', 'bench_fit', 'make_prototypes', 'bench_scoring', 'make_map', 'bench_label_map',
            'bare_loop', 'bench_training', 'bench_prototypes', 'bench_table']
 
-# %% ../nbs/08b_bench.ipynb #3da876cf
+# %% ../nbs/08b_bench.ipynb #86580079
 import gc, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,12 @@ from . import _compat
 import sklearn.mixture
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
-from .data import IGNORE, Samples, augment, open_source
+from .data import Samples, augment, open_source
 from .mixtures import GaussianMixture, full_precision
-from .model import upsample
 from .prototypes import ClassPrototypes
-from .warmup import WarmupSettings, make_loaders, make_optimizer, start_model, to_device, train
+from .warmup import WarmupSettings, make_loaders, make_optimizer, start_model, supervised_loss, to_device, train
 
 # %% ../nbs/08b_bench.ipynb #328e1c2b
 @dataclass(frozen=True)
@@ -269,19 +267,19 @@ def bench_label_map(device: torch.device, rates: Rates, h: int, w: int) -> list[
             at_most('label_map_memory', extra_memory(make_map, _label, (h, w), device) / 2**20, 'MB', 400.)]
     return rows + ([at_most('label_map_milliseconds', 1000 * ours, 'ms', 10.)] if device.type == 'cuda' else [])
 
-# %% ../nbs/08b_bench.ipynb #1070fdc4
+# %% ../nbs/08b_bench.ipynb #e1a57e38
 def bare_loop(model, s: WarmupSettings, batches: list[dict]):  # of images that are normalised, on the device
     "Forward, backward, step."
     model.train()
     opt = make_optimizer(model, s)
     for b in batches:
         with torch.autocast(b['image'].device.type, torch.bfloat16, enabled=b['image'].is_cuda):
-            loss = F.cross_entropy(upsample(model(b['image']).logits, b['image'].shape[-2:]).float(), b['label'].long(), ignore_index=IGNORE)
+            loss = supervised_loss(model, b)['loss']
         opt.zero_grad(set_to_none=True)
         loss.backward()
         opt.step()
 
-# %% ../nbs/08b_bench.ipynb #6dbbba41
+# %% ../nbs/08b_bench.ipynb #a5c16566
 def bench_training(device: str = 'cpu',   # cpu or cuda
                    steps: int = 12, batch_size: int = 8, turns: int = 3) -> list[Row]:
     "The training loop of the demo, by ratios."
@@ -294,9 +292,7 @@ def bench_training(device: str = 'cpu',   # cpu or cuda
         loaders, model = make_loaders([samples], s, device), start_model(config, device)
         batches = [{k: v.to(device) for k, v in b.items()} for b in loaders(0)[0]]
         ready = [to_device(b, device) for b in batches]
-        def loss_of(step, b):
-            return dict(loss=F.cross_entropy(upsample(model(b['image']).logits, b['image'].shape[-2:]).float(), b['label'].long(), ignore_index=IGNORE))
-        loop = lambda feeds: train(st, model, s, device, 0, feeds, loss_of)
+        loop = lambda feeds: train(st, model, s, device, 0, feeds, lambda step, b: supervised_loss(model, b))
         bare, ours, whole = medians([lambda: bare_loop(model, s, ready), lambda: loop(lambda start: [batches]), lambda: loop(loaders)], device, turns)
     spare = device.type == 'cuda' or os.cpu_count() >= 4   # somebody else than the training can load
     loading = 'training_with_loading_vs_bare', whole / bare, 'times as long'

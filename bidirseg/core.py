@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'parse_value', 'make_settings', 'seed_of', 'stream', 'numpy_stream', 'seeded',
            'atomic_path', 'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'RunConfig',
-           'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'start_run', 'load_run', 'pick_device',
-           'progress', 'stage_dir', 'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished', 'run_lock']
+           'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'check_free', 'start_run', 'load_run',
+           'pick_device', 'progress', 'stage_dir', 'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished',
+           'run_lock']
 
 # %% ../nbs/00_core.ipynb #f5c0a959
 import contextlib, contextvars, difflib, fcntl, hashlib, json, os, platform, resource, shutil, sys, time, tomllib
@@ -246,7 +247,14 @@ def stage_settings(cls: type,          # the stage's settings dataclass
     values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 
-# %% ../nbs/00_core.ipynb #a0879f2a
+# %% ../nbs/00_core.ipynb #64ffca7a
+def check_free(run_dir: Path):
+    "Raise `InputError` for somebody's file or folder: one that is neither a run's nor empty."
+    ours = lambda p: p.name == 'run.lock' or p.name.startswith('.run.json')   # what a run killed at its start leaves
+    if run_dir.exists() and not (run_dir/'run.json').exists() and (not run_dir.is_dir() or not all(map(ours, run_dir.iterdir()))):
+        raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")
+
+# %% ../nbs/00_core.ipynb #c5f511c3
 def start_run(run_dir: str | Path, config: RunConfig,
               update: bool = False,  # accept a configuration that differs from the directory's
               ) -> Path:
@@ -259,8 +267,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
         o, n = flat(old), flat(new)
         diff = [f"{k.removeprefix('settings.')} was {o.get(k)!r} and is now {n.get(k)!r}" for k in sorted({*o, *n}) if o.get(k) != n.get(k) and k not in ('device', 'description', 'chosen_on')]
         if diff and not update: raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(diff[:4])}", "the configuration it was started with", "choose another --run-dir, or add --update to go on with the new settings")
-    elif run_dir.exists() and (not run_dir.is_dir() or any(p.name != 'run.lock' and not p.name.startswith('.run.json') for p in run_dir.iterdir())):
-        raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")
+    check_free(run_dir)
     save_json(path, dict(format=1, config=new))
     return run_dir
 
@@ -381,13 +388,12 @@ def is_finished(work: Callable[[], Any]) -> bool:
     finally: _ONLY_LOOK.reset(token)
     return True
 
-# %% ../nbs/00_core.ipynb #634a989b
+# %% ../nbs/00_core.ipynb #5dd584cc
 @contextlib.contextmanager
 def run_lock(run_dir: str | Path):
     "Hold a run directory; raises `InputError` when somebody else does, or when it cannot be one."
     path = Path(run_dir)/'run.lock'
-    foreign = path.parent.is_dir() and not (path.exists() or path.with_name('run.json').exists()) and any(not p.name.startswith('.run') for p in path.parent.iterdir())
-    if foreign: raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path", "choose another --run-dir")
+    check_free(path.parent)   # before anything is left in it
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, 'w')

@@ -95,7 +95,7 @@ def label_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows o
         out.append([name, *(spread([100 * r[k] for r in mine]) for k in ('miou', 'miou_kept', 'kept'))])
     return head, out
 
-# %% ../nbs/08c_label_quality.ipynb #f2cac46f
+# %% ../nbs/08c_label_quality.ipynb #04605482
 def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
     "The mIoU of all labels and of the kept half, method by method; lines are the spread over seeds."
     fig, axes = plt.subplots(1, len(tables), figsize=(3.6 * len(tables) + 2, 3.6), dpi=65, sharey=True, squeeze=False)
@@ -103,7 +103,7 @@ def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
         names = list(dict.fromkeys(r['method'] for r in rows))[::-1]
         for key, colour in (('miou', '0.5'), ('miou_kept', 'tab:blue')):
             v = [[100 * r[key] for r in rows if r['method'] == n] for n in names]
-            ax.errorbar([np.mean(x) for x in v], range(len(names)), xerr=[np.std(x) for x in v], fmt='o', ms=4, color=colour, label=dict(miou='all pixels', miou_kept='the kept half')[key])
+            ax.errorbar([np.mean(x) for x in v], range(len(names)), xerr=[np.std(x, ddof=len(x) > 1) for x in v], fmt='o', ms=4, color=colour, label=dict(miou='all pixels', miou_kept='the kept half')[key])
         ax.set_yticks(range(len(names)), names), ax.set_xlabel('mIoU, %'), ax.set_title(title), ax.grid(alpha=.4)
     axes[0, 0].legend(fontsize=7, loc='upper center')
     fig.tight_layout()

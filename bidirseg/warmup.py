@@ -6,7 +6,7 @@
 __all__ = ['STYLES', 'BATCH_NORM', 'STATISTICS', 'rgb_to_lab', 'lab_to_rgb', 'lab_style', 'fourier_style', 'exposure_style',
            'Stylise', 'poly_schedule', 'TrainSettings', 'WarmupSettings', 'make_optimizer', 'to_device', 'train',
            'make_loaders', 'infer', 'label_maps', 'estimate_statistics', 'keep_statistics', 'fixed_statistics',
-           'show_history', 'show_predictions', 'start_model', 'finish', 'dress', 'train_on', 'run']
+           'show_history', 'show_predictions', 'start_model', 'finish', 'dress', 'supervised_loss', 'train_on', 'run']
 
 # %% ../nbs/04_warmup.ipynb #532b7a5f
 import contextlib, math, time
@@ -308,15 +308,18 @@ def dress(s: WarmupSettings, target: Images, size: tuple[int, int]) -> list:  # 
     "The style transfer that source images go through."
     return [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
 
-# %% ../nbs/04_warmup.ipynb #d9850757
+# %% ../nbs/04_warmup.ipynb #596f3beb
+def supervised_loss(model: nn.Module, batch: dict) -> dict:  # what `train` wants of a step
+    "Cross entropy at the size of the labels."
+    logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
+    return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), ignore_index=IGNORE))
+
+# %% ../nbs/04_warmup.ipynb #99817d3e
 def train_on(domain: Pairs, size: tuple[int, int], target: Images, config: RunConfig, s: WarmupSettings, st: Stage, device: torch.device) -> tuple[nn.Module, list]:
     "Supervised training on labelled images, some of them dressed as target images; the network and its history."
     samples = Samples(domain, size, transform=v2.Compose([*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
     model = start_model(config, device)
-    def loss_of(step, batch):
-        logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
-        return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), ignore_index=IGNORE))
-    return model, train(st, model, s, device, config.seed, make_loaders([samples], s, device), loss_of)
+    return model, train(st, model, s, device, config.seed, make_loaders([samples], s, device), lambda step, batch: supervised_loss(model, batch))
 
 # %% ../nbs/04_warmup.ipynb #ae9a7799
 def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the stage's folder
