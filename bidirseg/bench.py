@@ -8,7 +8,7 @@ __all__ = ['BENCHES', 'Row', 'at_least', 'at_most', 'seconds_of', 'medians', 'Ra
            'sklearn_step', 'bench_em', 'bench_fit', 'make_prototypes', 'bench_scoring', 'make_map', 'bench_label_map',
            'bare_loop', 'bench_training', 'bench_prototypes', 'bench_table']
 
-# %% ../nbs/08b_bench.ipynb #86580079
+# %% ../nbs/08b_bench.ipynb #6cf262c4
 import gc, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from .core import Stage, load_preset, pick_device, stage_settings, start_run, st
 from .data import Samples, augment, open_source
 from .mixtures import GaussianMixture, full_precision
 from .prototypes import ClassPrototypes
-from .warmup import WarmupSettings, make_loaders, make_optimizer, start_model, supervised_loss, to_device, train
+from .training import make_loaders, make_optimizer, start_model, to_device, train
+from .warmup import WarmupSettings, supervised_loss
 
 # %% ../nbs/08b_bench.ipynb #328e1c2b
 @dataclass(frozen=True)

@@ -321,7 +321,7 @@ class Unfinished(Exception):
 
 _ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
 
-# %% ../nbs/00_core.ipynb #c282fc97
+# %% ../nbs/00_core.ipynb #d7be7586
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -330,7 +330,7 @@ class Stage:
                  ):
         self.run_dir, self.name, self.dir = Path(run_dir), name, stage_dir(run_dir, name)
         config = load_run(run_dir)
-        self.params = dict(asdict(settings), **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
+        self.params = dict({k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}, **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in inputs.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
         self.extra = {}

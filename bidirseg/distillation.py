@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
-# %% ../nbs/07b_distillation.ipynb #54ac8e07
+# %% ../nbs/07b_distillation.ipynb #ad886768
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
-from .data import IGNORE, Samples, augment, open_target
+from .data import IGNORE, LABEL_SPACES, Samples, augment, open_target
 from .model import load_checkpoint, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, source_style, symmetric_cross_entropy
-from .warmup import STATISTICS, TrainSettings, finish, infer, make_loaders, start_model, train
+from .training import TrainSettings, class_weights, draw_training, finish, infer, make_loaders, start_model, train
+from .warmup import STATISTICS
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
 def multi_scale(model: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
@@ -64,7 +65,7 @@ class DistillationSettings(TrainSettings):
         check_name(self.student, ('fresh', 'teacher'), 'student')
         check_name(self.statistics, STATISTICS, 'statistics')
 
-# %% ../nbs/07b_distillation.ipynb #b3cf3933
+# %% ../nbs/07b_distillation.ipynb #024dcd35
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     config = load_run(run_dir)
@@ -74,21 +75,22 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
     target, teacher_file, weights = open_target(config), stage_dir(run_dir, before)/'model.pt', stage_dir(run_dir, 'reweighting')/'weights'
     with Stage(run_dir, stage, s, dict(teacher=teacher_file, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
         if st.skip: return st.dir
-        device = pick_device(config.device)
+        device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
         teacher = load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         if not st.checkpoint(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
         student = start_model(config, device) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
         plain, aside, _ = STATISTICS[s.statistics]
+        source_weight, target_weight = (class_weights(d, len(space), s.balance, device) for d in domains)
         def loss_of(step, source, target):
-            with aside(student): losses = dict(source=source_loss(student, source))
+            with aside(student): losses = dict(source=source_loss(student, source, source_weight))
             with plain(student): logits = student(target['image']).logits.float()
-            losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta)
+            losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta, target_weight)
             if s.distillation:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 losses['distillation'] = s.distillation * distillation_loss(logits, judge)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
-        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of)
-        finish(st, student, config, history, domains[1])
+        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, draw=lambda history: draw_training(st, student, domains, space, history))
+        finish(st, student, config, history, domains)
     return st.dir

@@ -7,7 +7,7 @@ __all__ = ['PEERS', 'confusion_matrix', 'iou_per_class', 'mean_iou', 'scores', '
            'show_classes', 'show_confusion', 'show_before_after', 'score_pseudo_labels', 'EvaluationSettings',
            'trained_stages', 'run']
 
-# %% ../nbs/08_evaluation.ipynb #1989bd11
+# %% ../nbs/08_evaluation.ipynb #00b701b1
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import nn
 from .core import InputError, Stage, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
 from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, LabelSpace, Pairs, images_only, Samples, open_evaluation, open_ids, open_oracle, save_figure
 from .model import load_checkpoint, upsample
-from .warmup import infer
+from .training import infer
 
 # %% ../nbs/08_evaluation.ipynb #bcd652e8
 def confusion_matrix(labels, predictions,       # arrays or tensors of one shape, train ids

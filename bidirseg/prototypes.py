@@ -7,7 +7,7 @@ __all__ = ['EVIDENCE', 'PAPER', 'look', 'Reservoir', 'cells', 'collect_source', 
            'Labeller', 'ScoreRanks', 'PrototypesSettings', 'show_labels', 'show_prototypes', 'make_labeller',
            'rank_scores', 'write_pseudo_labels', 'collect', 'run']
 
-# %% ../nbs/05_prototypes.ipynb #ef3ef296
+# %% ../nbs/05_prototypes.ipynb #fbd2c220
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,8 @@ from .core import InputError, Stage, atomic_path, check_name, load_run, pick_dev
 from .data import IGNORE, LABEL_SPACES, Samples, open_source, open_target, save_figure
 from .mixtures import GaussianMixture, gaussian_log_density   # whoever asks this module for prototypes finds all of it
 from .model import load_checkpoint, upsample
-from .warmup import estimate_statistics, infer
+from .training import infer
+from .warmup import estimate_statistics
 
 # %% ../nbs/05_prototypes.ipynb #c65b2291
 def look(model: nn.Module, image: np.ndarray,  # (3, h, w) uint8

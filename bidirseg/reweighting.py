@@ -6,7 +6,7 @@
 __all__ = ['regional_features', 'fit_centroids', 'nearest_distance', 'transferability', 'ClassEntropy', 'weight_map',
            'ReweightingSettings', 'domain_features', 'show_weights', 'measure_entropy', 'run']
 
-# %% ../nbs/06_reweighting.ipynb #99b27c28
+# %% ../nbs/06_reweighting.ipynb #7232f541
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .core import InputError, Stage, atomic_path, load_run, pick_device, progres
 from .data import IGNORE, LABEL_SPACES, Images, Samples, images_only, open_source, open_target, save_figure
 from .mixtures import check_finite, check_rows
 from .model import build_backbone, load_checkpoint, upsample
-from .warmup import infer, to_device
+from .training import infer, to_device
 
 # %% ../nbs/06_reweighting.ipynb #d41962e3
 @torch.no_grad()

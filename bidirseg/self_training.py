@@ -7,7 +7,7 @@ __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_los
            'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_style',
            'source_loss', 'run']
 
-# %% ../nbs/07_self_training.ipynb #d8b4d694
+# %% ../nbs/07_self_training.ipynb #c9d78cec
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
-from .data import (IGNORE, Images, Samples, augment, open_ids, open_source, open_target,
-                           strong_view)
+from .data import IGNORE, LABEL_SPACES, Images, Samples, augment, open_ids, open_source, open_target, strong_view
 from .model import load_checkpoint, upsample
-from .warmup import STATISTICS, TrainSettings, WarmupSettings, dress, finish, make_loaders, poly_schedule, train
+from .training import TrainSettings, class_weights, draw_training, finish, make_loaders, poly_schedule, train
+from .warmup import STATISTICS, WarmupSettings, dress
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
 def _check_maps(logits: Tensor, **maps: Tensor):
@@ -41,20 +41,22 @@ def weighted_cross_entropy(logits: Tensor,   # (b, classes, h, w)
     ce = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction='none')
     return (ce * weight).sum() / (target != IGNORE).sum().clamp(min=1)
 
-# %% ../nbs/07_self_training.ipynb #cb6046be
+# %% ../nbs/07_self_training.ipynb #5e7bf34a
 def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
                             target: Tensor,      # (b, h, w) train ids, 255 ignored
                             alpha: float = 0.1,  # share of the cross entropy
                             beta: float = 1.0,   # share of the reverse cross entropy
+                            weight: Tensor | None = None,  # (classes,) of the pixels of each class; published: none
                             ) -> Tensor:         # scalar, nats
     "Cross entropy and its reverse, over the valid pixels (published code)."
     _check_maps(logits, target=target)
     valid = target != IGNORE
     n = valid.sum().clamp(min=1)
-    ce = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction='none').sum() / n
+    ce = F.cross_entropy(logits, target.long(), weight, ignore_index=IGNORE, reduction='none').sum() / n
     p = logits.softmax(1).clamp(1e-7, 1)
     others = p.sum(1) - p.gather(1, torch.where(valid, target, 0).long()[:, None])[:, 0]   # log of a clipped zero is the same for all other classes
-    return alpha * ce + beta * (-math.log(1e-4) * others * valid).sum() / n
+    counts = valid if weight is None else valid * weight[torch.where(valid, target, 0).long()]
+    return alpha * ce + beta * (-math.log(1e-4) * others * counts).sum() / n
 
 # %% ../nbs/07_self_training.ipynb #368f9a5e
 def _kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:   # (b, classes, h, w) both -> (b, h, w)
@@ -138,14 +140,16 @@ def source_style(config) -> str:
     warm = stage_settings(WarmupSettings, config, 'warmup')
     return f'{warm.style} {warm.style_probability} {warm.style_strength}'
 
-# %% ../nbs/07_self_training.ipynb #3dc5fab8
-def source_loss(model: nn.Module, batch: dict) -> Tensor:
-    "Weighted cross entropy of a source batch; without maps every weight is one."
-    logits = upsample(model(batch['image']).logits, batch['label'].shape[-2:]).float()
-    weight = batch['weight'].float() / 255 if 'weight' in batch else torch.ones(batch['label'].shape, device=logits.device)
-    return weighted_cross_entropy(logits, batch['label'], weight)
+# %% ../nbs/07_self_training.ipynb #ea83133e
+def source_loss(model: nn.Module, batch: dict,
+                class_weight: Tensor,   # (classes,)
+                ) -> Tensor:
+    "Weighted cross entropy of a source batch: a pixel weighs what its map says, without maps one, times what its class does."
+    logits, label = upsample(model(batch['image']).logits, batch['label'].shape[-2:]).float(), batch['label'].long()
+    weight = class_weight[torch.where(label != IGNORE, label, 0)]
+    return weighted_cross_entropy(logits, label, weight * batch['weight'].float() / 255 if 'weight' in batch else weight)
 
-# %% ../nbs/07_self_training.ipynb #244d9498
+# %% ../nbs/07_self_training.ipynb #3aa9a468
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
@@ -154,22 +158,24 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
     labels, weights = stage_dir(run_dir, 'prototypes')/'labels', stage_dir(run_dir, 'reweighting')/'weights'
     with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
         if st.skip: return st.dir
-        device = pick_device(config.device)
+        device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
         student, teacher = (load_checkpoint(start_from)[0].to(device, memory_format=torch.channels_last) for _ in range(2))
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
                            TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
         plain, aside, strong = STATISTICS[s.statistics]
+        source_weight, target_weight = (class_weights(d, len(space), s.balance, device) for d in domains)
         def loss_of(step, source, target):
-            with aside(student): losses = dict(source=source_loss(student, source))
+            with aside(student): losses = dict(source=source_loss(student, source, source_weight))
             with plain(student): logits = upsample(student(target['image']).logits, target['label'].shape[-2:]).float()
-            losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta)
+            losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta, target_weight)
             if s.consistency:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 with strong(student): view = student(target['view']).logits.float()
                 seen = F.interpolate(target['visible'][:, None].float(), view.shape[-2:], mode='nearest')[:, 0] > 0
                 losses['consistency'] = s.consistency * ramp_up(step, s.ramp_steps) * consistency_loss(view, judge, seen)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
-        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step))
-        finish(st, student, config, history, domains[1])
+        history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step),
+                        lambda history: draw_training(st, student, domains, space, history))
+        finish(st, student, config, history, domains)
     return st.dir

@@ -4,29 +4,25 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'BATCH_NORM', 'STATISTICS', 'rgb_to_lab', 'lab_to_rgb', 'lab_style', 'fourier_style', 'exposure_style',
-           'Stylise', 'poly_schedule', 'TrainSettings', 'WarmupSettings', 'make_optimizer', 'to_device', 'train',
-           'make_loaders', 'infer', 'label_maps', 'estimate_statistics', 'keep_statistics', 'fixed_statistics',
-           'show_history', 'show_predictions', 'start_model', 'finish', 'dress', 'supervised_loss', 'train_on', 'run']
+           'Stylise', 'WarmupSettings', 'estimate_statistics', 'keep_statistics', 'fixed_statistics', 'dress',
+           'supervised_loss', 'run']
 
-# %% ../nbs/04_warmup.ipynb #532b7a5f
-import contextlib, math, time
+# %% ../nbs/04_warmup.ipynb #144a575c
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable
 
 from . import _compat
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .core import (InputError, RunConfig, Stage, check_name, load_json, load_run, pick_device, progress, save_json,
-                           save_torch, seeded, stage_dir, stage_settings)
-from .data import (IGNORE, LABEL_SPACES, Images, Pairs, Samples, augment, default_workers, open_oracle, open_source,
-                           open_target, save_figure, train_loader)
-from .model import build_model, load_checkpoint, normalise, parameter_groups, save_checkpoint, upsample
+from .core import InputError, RunConfig, Stage, check_name, load_json, load_run, pick_device, seeded, stage_dir, stage_settings
+from .data import IGNORE, LABEL_SPACES, Images, Pairs, Samples, augment, open_oracle, open_source, open_target
+from .model import load_checkpoint, upsample
+from .training import TrainSettings, class_weights, draw_training, finish, infer, make_loaders, start_model, to_device, train
 
 # %% ../nbs/04_warmup.ipynb #e7c8d8b4
 _RGB_XYZ = torch.tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
@@ -94,39 +90,6 @@ class Stylise:
         styled = self.style(source, target, self.strength * float(v))
         return dict(sample, image=type(sample['image'])((styled * 255).round().to(torch.uint8)))
 
-# %% ../nbs/04_warmup.ipynb #8cbddb73
-def poly_schedule(step: int, total: int, warmup: int,  # steps
-                  lr: float,              # the highest rate
-                  gamma: float = 0.9,
-                  eta_min: float = 1e-7,  # the rate at step `total`
-                  ) -> float:             # the rate of this step
-    "Linear warm-up, then polynomial decay (published code)."
-    if step < warmup: return lr * step / warmup
-    return eta_min + (lr - eta_min) * max(0.0, 1 - (step - warmup) / max(1, total - warmup)) ** gamma
-
-# %% ../nbs/04_warmup.ipynb #af315583
-@dataclass(frozen=True)
-class TrainSettings:
-    "Settings that all training stages share."
-    steps: int = 500
-    batch_size: int = 8              # images of each domain
-    optimizer: str = 'sgd'           # sgd or adamw
-    lr: float = 5e-4                 # of the backbone
-    head_multiplier: float = 10.0    # ASPP, decoder and classifier learn this many times faster
-    weight_decay: float = 5e-4
-    warmup_steps: int = 50           # of the schedule
-    scale: list = (0.5, 1.5)         # random resize
-    jitter: float = 0.5              # brightness, contrast, saturation
-    flip: bool = True
-    checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
-    workers: 'int | None' = None     # data workers; none: chosen for the device
-
-    def __post_init__(self):
-        check_name(self.optimizer, ('sgd', 'adamw'), 'optimizer')
-        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]: raise InputError(f"scale={self.scale}", "the smallest and the largest random resize", "set scale=[0.5, 1.5]")
-        for k in ('steps', 'batch_size', 'checkpoint_every', 'lr'):
-            if getattr(self, k) <= 0: raise InputError(f"{k}={getattr(self, k)}", "more than zero", f"raise {k}")
-
 # %% ../nbs/04_warmup.ipynb #7479e13c
 @dataclass(frozen=True)
 class WarmupSettings(TrainSettings):
@@ -140,81 +103,6 @@ class WarmupSettings(TrainSettings):
         super().__post_init__()
         check_name(self.style, STYLES, 'style')
         check_name(self.statistics, ('source', 'target'), 'domain of statistics')
-
-# %% ../nbs/04_warmup.ipynb #8be76665
-def make_optimizer(model: nn.Module, s: TrainSettings) -> torch.optim.Optimizer:
-    "SGD with momentum 0.9, or AdamW; the head learns faster."
-    groups = parameter_groups(model, s.lr, s.head_multiplier)
-    for g in groups: g['highest'] = g['lr']
-    if s.optimizer == 'adamw': return torch.optim.AdamW(groups, weight_decay=s.weight_decay)
-    return torch.optim.SGD(groups, momentum=0.9, weight_decay=s.weight_decay)
-
-# %% ../nbs/04_warmup.ipynb #4946c925
-def to_device(batch: dict, device: torch.device) -> dict:
-    "A batch on the device; images become normalised floats, maps stay as they are."
-    out = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-    return {k: normalise(v.float() / 255).contiguous(memory_format=torch.channels_last) if k in ('image', 'view') else v for k, v in out.items()}
-
-# %% ../nbs/04_warmup.ipynb #f2546f34
-def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, seed: int,
-          loaders: Callable,            # start -> one loader per domain, from that step on
-          loss_of: Callable,            # (step, *batches) -> dictionary of scalar losses; `loss` is minimised
-          others: dict = {},            # name -> further networks that belong to the state
-          after_step: Callable = lambda step: None) -> list[dict]:  # the history: losses and rate of every step
-    "Train from the last checkpoint of the stage, or from the start, to `s.steps`."
-    opt, resume, history, start = make_optimizer(model, s), st.dir/'resume.pt', [], 0
-    nets = dict(model=model, **others)
-    if state := st.checkpoint():
-        start, history = state['step'], state['history']
-        st.extra['seconds_before'] = state['seconds']
-        for k, net in nets.items(): net.load_state_dict(state[k])
-        opt.load_state_dict(state['optimizer'])
-        print(f'{st.name}: going on at step {start}')
-    began, before = time.time(), st.extra.get('seconds_before', 0)
-    model.train()
-    feeds = loaders(start)
-    bar = progress(zip(*feeds), st.name, s.steps, start)
-    for step, batches in enumerate(bar, start):
-        rate = poly_schedule(step, s.steps, s.warmup_steps, 1.0, eta_min=0.0)
-        for g in opt.param_groups: g['lr'] = g['highest'] * rate
-        with seeded(seed, st.name, step), torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-            losses = loss_of(step, *(to_device(b, device) for b in batches))
-        values = {k: float(v.detach()) for k, v in losses.items()}
-        if not all(map(math.isfinite, values.values())):
-            names = [f.dataset.images.keys[int(i)] for f, b in zip(feeds, batches) for i in b['index']]
-            state = f'the last good state is {resume}' if resume.exists() else 'there is no earlier state'
-            raise InputError(f'{st.name} step {step}: losses {values} on {names}', 'finite losses', f'look at these images, or lower lr={s.lr}; {state}')
-        opt.zero_grad(set_to_none=True)
-        losses['loss'].backward()
-        opt.step()
-        after_step(step)
-        history.append(dict(values, lr=opt.param_groups[0]['lr']))
-        bar.set_postfix_str(f"loss {values['loss']:.3f} lr {opt.param_groups[0]['lr']:.1e}", refresh=False)
-        if (step + 1) % s.checkpoint_every == 0 and step + 1 < s.steps:
-            save_torch(resume, dict(key=st.key, step=step + 1, history=history, seconds=before + time.time() - began,
-                                    optimizer=opt.state_dict(), **{k: net.state_dict() for k, net in nets.items()}))
-    return history
-
-# %% ../nbs/04_warmup.ipynb #9f0f250e
-def make_loaders(domains: list[Samples], s: TrainSettings, device: torch.device) -> Callable:  # start -> one loader per domain
-    "Loaders of training batches, from any step on."
-    workers = default_workers(device) if s.workers is None else s.workers
-    return lambda start: [train_loader(d, s.batch_size, start, s.steps, workers) for d in domains]
-
-# %% ../nbs/04_warmup.ipynb #176f4592
-@torch.no_grad()
-def infer(model: nn.Module, images: Tensor  # (b, 3, h, w) uint8
-          ):                                # -> SegmentationOutput on the network's device
-    "Features and logits of a batch of images."
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == 'cuda'):
-        return model(to_device(dict(image=images), device)['image'])
-
-# %% ../nbs/04_warmup.ipynb #87df0840
-def label_maps(model: nn.Module, images: Tensor  # (b, 3, h, w) uint8
-               ) -> Tensor:                      # (b, h, w) uint8 train ids, on the CPU
-    "The most likely class of every pixel."
-    return upsample(infer(model, images).logits.float(), images.shape[-2:]).argmax(1).to(torch.uint8).cpu()
 
 # %% ../nbs/04_warmup.ipynb #42099b68
 BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -263,65 +151,20 @@ STATISTICS = {   # choice -> contexts of passes over target images, source image
     'both': (contextlib.nullcontext, contextlib.nullcontext, keep_statistics),
     'fixed': (fixed_statistics, fixed_statistics, fixed_statistics)}
 
-# %% ../nbs/04_warmup.ipynb #3c079db6
-def show_history(history: list[dict], title: str):
-    "Curves of losses and rate, smoothed lightly."
-    names = [k for k in history[0] if k != 'lr']
-    fig, axes = plt.subplots(1, len(names) + 1, figsize=(3 * len(names) + 3, 2), dpi=60, squeeze=False)
-    for ax, k in zip(axes[0], [*names, 'lr']):
-        y = np.array([h[k] for h in history])
-        n = max(1, len(y) // 50)
-        ax.plot(y, alpha=.3), ax.plot(np.arange(len(y) - n + 1) + n / 2, np.convolve(y, np.ones(n) / n, 'valid'))
-        ax.set(title=k, xlabel='step')
-    fig.suptitle(title), fig.tight_layout()
-    return fig
-
-# %% ../nbs/04_warmup.ipynb #3493f1f3
-def show_predictions(model: nn.Module, samples: Samples, space, n: int = 4):
-    "A few images of a domain above what the network says about them."
-    picks = np.linspace(0, len(samples) - 1, n).round().astype(int).tolist()
-    images = torch.stack([torch.from_numpy(samples.read(i)['image']) for i in picks])
-    fig, axes = plt.subplots(2, n, figsize=(2.6 * n, 3), dpi=60)
-    model.eval()
-    for col, im, lab in zip(axes.T, images, label_maps(model, images)):
-        for ax, a in zip(col, (im.permute(1, 2, 0), space.colorize(lab.numpy()))): ax.imshow(a), ax.axis('off')
-    fig.tight_layout()
-    return fig
-
-# %% ../nbs/04_warmup.ipynb #78ed23cc
-def start_model(config: RunConfig, device: torch.device) -> nn.Module:
-    "The run's network before any training; the seed names its random part."
-    model = build_model(config.arch, config.backbone, len(LABEL_SPACES[config.label_space]), config.weights, config.output_stride, config.feature_dim, seed=config.seed)
-    return model.to(device, memory_format=torch.channels_last)
-
-# %% ../nbs/04_warmup.ipynb #c2777f72
-def finish(st: Stage, model: nn.Module, config: RunConfig, history: list[dict], target: Samples):
-    "Write a training stage's artefacts: the network, the curves, the pictures."
-    space = LABEL_SPACES[config.label_space]
-    save_checkpoint(st.dir/'model.pt', model, classes=list(space.classes), label_space=space.name, size=list(config.size))
-    save_json(st.dir/'history.json', history)
-    save_figure(show_history(history, st.name), st.dir/'history.png')
-    save_figure(show_predictions(model, target, space), st.dir/'predictions.png')
-
 # %% ../nbs/04_warmup.ipynb #e09f96dd
 def dress(s: WarmupSettings, target: Images, size: tuple[int, int]) -> list:  # of transforms; empty without a style
     "The style transfer that source images go through."
     return [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
 
-# %% ../nbs/04_warmup.ipynb #596f3beb
-def supervised_loss(model: nn.Module, batch: dict) -> dict:  # what `train` wants of a step
+# %% ../nbs/04_warmup.ipynb #c4dab7da
+def supervised_loss(model: nn.Module, batch: dict,
+                    weight: Tensor | None = None,   # (classes,) of the pixels of each class
+                    ) -> dict:                      # what `train` wants of a step
     "Cross entropy at the size of the labels."
     logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
-    return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), ignore_index=IGNORE))
+    return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), weight, ignore_index=IGNORE))
 
-# %% ../nbs/04_warmup.ipynb #99817d3e
-def train_on(domain: Pairs, size: tuple[int, int], target: Images, config: RunConfig, s: WarmupSettings, st: Stage, device: torch.device) -> tuple[nn.Module, list]:
-    "Supervised training on labelled images, some of them dressed as target images; the network and its history."
-    samples = Samples(domain, size, transform=v2.Compose([*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]), seed=config.seed)
-    model = start_model(config, device)
-    return model, train(st, model, s, device, config.seed, make_loaders([samples], s, device), lambda step, batch: supervised_loss(model, batch))
-
-# %% ../nbs/04_warmup.ipynb #ae9a7799
+# %% ../nbs/04_warmup.ipynb #f2df829f
 def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the stage's folder
     "The stage: supervised training on the source; writes `model.pt` and its pictures."
     check_name(stage, ('warmup', 'source_only', 'oracle'), 'warm-up stage')
@@ -334,10 +177,15 @@ def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the 
     same = stage == 'warmup' and base.exists() and replace(s, statistics='source') == stage_settings(WarmupSettings, config, 'source_only')
     with Stage(run_dir, stage, s, dict(images=domain.stamp(), target=target.stamp() if stage == 'warmup' else '', base=base if same else '')) as st:
         if st.skip: return st.dir
-        device, targets = pick_device(config.device), Samples(target, config.size)
+        device, space, change = pick_device(config.device), LABEL_SPACES[config.label_space], [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
+        domains = [Samples(domain, size, transform=v2.Compose(change), seed=config.seed), Samples(target, config.size)]
         if same:   # without style transfer both are one training
             model, history = load_checkpoint(base, device)[0], load_json(base.with_name('history.json'))
-        else: model, history = train_on(domain, size, target, config, s, st, device)
-        if s.statistics == 'target': estimate_statistics(model, targets)
-        finish(st, model, config, history, targets)
+        else:
+            model = start_model(config, device)
+            weight = class_weights(domains[0], len(space), s.balance, device)
+            history = train(st, model, s, device, config.seed, make_loaders(domains[:1], s, device), lambda step, batch: supervised_loss(model, batch, weight),
+                            draw=lambda history: draw_training(st, model, domains, space, history))
+        if s.statistics == 'target': estimate_statistics(model, domains[1])
+        finish(st, model, config, history, domains)
     return st.dir
