@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MAPS_OFF', 'PUBLISHED_LOSSES', 'VARIANTS', 'changes', 'take_over', 'stages_until', 'commit', 'run_variant',
-           'ablation_table', 'class_table', 'show_ablation', 'ablate', 'study_labels']
+           'ablation_table', 'class_table', 'show_ablation', 'ablate', 'study_labels', 'checkpoint_table',
+           'study_checkpoints']
 
-# %% ../nbs/09a_ablation.ipynb #1dcb94fe
+# %% ../nbs/09a_ablation.ipynb #c92253ff
 import os, shutil, subprocess
 from dataclasses import asdict
 from pathlib import Path
@@ -16,13 +17,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import bidirseg
-from .core import (atomic_path, check_name, is_finished, load_json, load_preset, load_run, run_lock, save_json, stage_dir, stage_names,
-                           stage_settings, start_run)
-from .data import open_evaluation, save_figure
-from .evaluation import gap_closed
+from .checkpoints import CRITERIA, rank_correlation
+from .core import (atomic_path, check_name, is_finished, load_json, load_preset, load_run, pick_device, run_lock, save_json, stage_dir,
+                           stage_names, stage_settings, start_run)
+from .data import LABEL_SPACES, open_evaluation, save_figure
+from .evaluation import evaluate, gap_closed, scores
 from .label_quality import COMMON, METHODS, compare_labels, label_table
+from .model import load_checkpoint
 from .pipeline import check_config, evaluate_run, full_paths, markdown, run_stage, stage_of
 from .prototypes import PAPER, PrototypesSettings
+from .self_training import SelfTrainingSettings
 from .warmup import WarmupSettings
 
 # %% ../nbs/09a_ablation.ipynb #2927c5f9
@@ -181,4 +185,32 @@ def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str]
         save_json(out/'labels.json', rows)
     with atomic_path(out/'labels.md') as tmp: tmp.write_text(markdown(*label_table(rows)) + '\n')
     print(markdown(*label_table(rows)) + f"\nwritten: {out/'labels.json'}, {out/'labels.md'}")
+    return rows
+
+# %% ../nbs/09a_ablation.ipynb #f9e9f28e
+def checkpoint_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows
+    "Rank correlation of each criterion with the true mIoU over the checkpoints of a seed, and the mIoU of the checkpoint it chooses."
+    runs = [[r for r in rows if r['seed'] == s] for s in dict.fromkeys(r['seed'] for r in rows)]
+    spread = lambda x: f'{np.mean(x):.2f}' + (f' ± {np.std(x, ddof=1):.2f}' if len(x) > 1 else '')
+    choose = dict(last=lambda r: r['steps'], **{c: (lambda r, c=c: r[c]) for c in CRITERIA}, **{'mIoU itself': lambda r: r['miou']})
+    return ['chosen by', 'rank correlation with mIoU', 'mIoU of the choice'], [
+        [name, spread([rank_correlation([*map(by, run)], [r['miou'] for r in run]) for run in runs]), spread([100 * max(run, key=by)['miou'] for run in runs])] for name, by in choose.items()]
+
+# %% ../nbs/09a_ablation.ipynb #85a07c59
+def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False) -> list[dict]:  # rows
+    "Score checkpoints of self-training under several seeds; writes `checkpoints.json` and `checkpoints.md`."
+    out, rows = Path(out), []
+    steps = stage_settings(SelfTrainingSettings, load_preset(preset, sets), 'self_training').steps
+    for seed in seeds:
+        run_variant(preset, 'distillation_none', seed, out, [*sets, 'self_training.select=entropy', f'self_training.checkpoint_every={max(1, steps // 10)}'], update)
+        run_dir = out/f'seed{seed}'/'distillation_none'
+        config, folder, record = load_run(run_dir), stage_dir(run_dir, 'self_training')/'checkpoints', load_json(stage_dir(run_dir, 'self_training')/'stage.json')
+        space, scored = LABEL_SPACES[config.label_space], open_evaluation(config)
+        for row in load_json(folder/'criteria.json'):
+            model = load_checkpoint(folder/f"{row['steps']:06d}.pt", pick_device(config.device))[0]
+            miou = scores(evaluate(model, scored, config.size, len(space)), space, len(scored))['miou']
+            rows.append(dict(seed=seed, **row, miou=miou, device=record['device'], machine=record['machine'], commit=commit()))
+            save_json(out/'checkpoints.json', rows)
+    with atomic_path(out/'checkpoints.md') as tmp: tmp.write_text(markdown(*checkpoint_table(rows)) + '\n')
+    print(markdown(*checkpoint_table(rows)) + f"\nwritten: {out/'checkpoints.json'}, {out/'checkpoints.md'}")
     return rows

@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['parser', 'list_stages', 'command_evaluate', 'command_bench', 'main']
 
-# %% ../nbs/09b_command_line.ipynb #f8611712
+# %% ../nbs/09b_command_line.ipynb #56077428
 import argparse, contextlib, json, sys
 from dataclasses import asdict
 from pathlib import Path
 
 import bidirseg
-from .ablation import VARIANTS, ablate, study_labels
+from .ablation import VARIANTS, ablate, study_checkpoints, study_labels
 from .bench import BENCHES, bench_table
 from .core import InputError, RunConfig, is_finished, load_run, parse_value, preset_names, stage_names
 from .data import READERS
 from .pipeline import evaluate_run, markdown, predict_files, repeat, report, run, stage_of
 
-# %% ../nbs/09b_command_line.ipynb #37db17df
+# %% ../nbs/09b_command_line.ipynb #db25fbb5
 def parser() -> argparse.ArgumentParser:
     "Every command and its options."
     p = argparse.ArgumentParser(prog='bidirseg', description='Domain adaptive semantic segmentation by bidirectional self-training.')
@@ -27,12 +27,13 @@ def parser() -> argparse.ArgumentParser:
     b = sub.add_parser('repeat', help='run a preset under several seeds and print mean and spread')
     g = sub.add_parser('ablate', help='run variants of a preset under several seeds, sharing what they have in common; one table and one figure')
     h = sub.add_parser('labels', help='train the warm-up under several seeds and compare ways to label the target')
-    for q in (a, b, g, h):
+    j = sub.add_parser('checkpoints', help='self-train under several seeds and compare ways to choose a checkpoint')
+    for q in (a, b, g, h, j):
         q.add_argument('preset', help=f"one of {', '.join(preset_names())}, or a TOML file")
         q.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', help='change a setting, such as seed=1 or warmup.steps=200')
         q.add_argument('--update', action='store_true', help='accept settings that differ from those the directory was started with')
     a.add_argument('--run-dir', required=True, metavar='DIR')
-    for q in (b, g, h): q.add_argument('--out', required=True, metavar='DIR'), q.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    for q in (b, g, h, j): q.add_argument('--out', required=True, metavar='DIR'), q.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     g.add_argument('--variants', nargs='+', metavar='NAME', help=f"all if not given: {', '.join(VARIANTS)}")
     c = sub.add_parser('evaluate', help='score a model of a run on labelled images')
     c.add_argument('run_dir'), c.add_argument('--stage', help='the last model if not given')
@@ -78,7 +79,7 @@ def command_bench(a) -> None:
     with contextlib.redirect_stdout(sys.stderr): rows = BENCHES[a.what](a.device)
     print(json.dumps([asdict(r) for r in rows], indent=1) if a.json else bench_table(rows))
 
-# %% ../nbs/09b_command_line.ipynb #1ec69ab2
+# %% ../nbs/09b_command_line.ipynb #58724ad4
 def main(argv: list[str] | None = None) -> int:  # exit status
     "The command line; what the user can mend is said in one line."
     a = parser().parse_args(argv)
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:  # exit status
         elif a.command == 'report': print(report(a.run_dir))
         elif a.command == 'ablate': ablate(a.preset, a.seeds, a.out, a.variants or list(VARIANTS), a.set, a.update)
         elif a.command == 'labels': study_labels(a.preset, a.seeds, a.out, a.set, a.update)
+        elif a.command == 'checkpoints': study_checkpoints(a.preset, a.seeds, a.out, a.set, a.update)
         elif a.command == 'bench': command_bench(a)
     except InputError as e: print(f'bidirseg: {e}', file=sys.stderr); return 2
     except KeyboardInterrupt: print('bidirseg: stopped; the same line goes on from here', file=sys.stderr); return 130

@@ -159,7 +159,7 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
         with open(p, 'rb') as f: h.update(hashlib.file_digest(f, 'sha256').digest())
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #19968a03
+# %% ../nbs/00_core.ipynb #b3dd8493
 @dataclass(frozen=True)
 class RunConfig:
     "What a run is about; every stage reads it from `run.json`."
@@ -184,6 +184,7 @@ class RunConfig:
     feature_dim: 'int | None' = None   # channels of the feature before the classifier; none: as the backbone suggests
     seed: int = 0
     device: str = 'auto'               # auto, cpu, cuda or cuda:N
+    deterministic: bool = False        # the same bits from the same seed on a GPU, too: slower there; a CPU needs no asking
     rounds: int = 2                    # rounds of self-distillation
     oracle: bool = False               # also train on the target's labels, for the scale of the scores
     settings: dict = field(default_factory=dict)    # stage name -> settings of that stage
@@ -321,7 +322,7 @@ class Unfinished(Exception):
 
 _ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
 
-# %% ../nbs/00_core.ipynb #d7be7586
+# %% ../nbs/00_core.ipynb #3f842212
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -330,7 +331,7 @@ class Stage:
                  ):
         self.run_dir, self.name, self.dir = Path(run_dir), name, stage_dir(run_dir, name)
         config = load_run(run_dir)
-        self.params = dict({k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}, **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
+        self.params = dict({k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}, **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'deterministic', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in inputs.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]
         self.extra = {}
@@ -344,6 +345,8 @@ class Stage:
 
     def __enter__(self) -> 'Stage':
         self.skip, self.start = self.finished, time.time()
+        if deterministic := load_run(self.run_dir).deterministic: os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # read when CUDA starts
+        torch.use_deterministic_algorithms(deterministic)
         if _ONLY_LOOK.get():
             if self.skip: return self
             raise Unfinished(self.name)

@@ -7,7 +7,7 @@ __all__ = ['weighted_cross_entropy', 'symmetric_cross_entropy', 'consistency_los
            'update_teacher', 'SelfTrainingSettings', 'read_maps', 'TwoViews', 'source_samples', 'source_style',
            'source_loss', 'run']
 
-# %% ../nbs/07_self_training.ipynb #c9d78cec
+# %% ../nbs/07_self_training.ipynb #8388db05
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,9 @@ from torchvision.transforms import v2
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
 from .data import IGNORE, LABEL_SPACES, Images, Samples, augment, open_ids, open_source, open_target, strong_view
 from .model import load_checkpoint, upsample
-from .training import TrainSettings, class_weights, draw_training, finish, make_loaders, poly_schedule, train
+from .checkpoints import CRITERIA, Checkpoints
+from .class_prototypes import ClassPrototypes
+from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, make_loaders, poly_schedule, train
 from .warmup import STATISTICS, WarmupSettings, dress
 
 # %% ../nbs/07_self_training.ipynb #a7cb3c58
@@ -31,17 +33,17 @@ def _check_maps(logits: Tensor, **maps: Tensor):
     for k, m in maps.items():
         if m.shape != (logits.shape[0], *logits.shape[2:]): raise InputError(f"{k} of shape {tuple(m.shape)} for logits {tuple(logits.shape)}", "(b, h, w) of the logits", "resize the logits to the labels with upsample")
 
-# %% ../nbs/07_self_training.ipynb #aae1120e
+# %% ../nbs/07_self_training.ipynb #7aec54e3
 def weighted_cross_entropy(logits: Tensor,   # (b, classes, h, w)
                            target: Tensor,   # (b, h, w) train ids, 255 ignored
                            weight: Tensor,   # (b, h, w) at least 0
                            ) -> Tensor:      # scalar, nats
     "Cross entropy times a weight per pixel, over the count of valid pixels (published code)."
     _check_maps(logits, target=target, weight=weight)
-    ce = F.cross_entropy(logits, target.long(), ignore_index=IGNORE, reduction='none')
+    ce = cross_entropy(logits, target, reduction='none')
     return (ce * weight).sum() / (target != IGNORE).sum().clamp(min=1)
 
-# %% ../nbs/07_self_training.ipynb #5e7bf34a
+# %% ../nbs/07_self_training.ipynb #5d9e331f
 def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
                             target: Tensor,      # (b, h, w) train ids, 255 ignored
                             alpha: float = 0.1,  # share of the cross entropy
@@ -52,7 +54,7 @@ def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
     _check_maps(logits, target=target)
     valid = target != IGNORE
     n = valid.sum().clamp(min=1)
-    ce = F.cross_entropy(logits, target.long(), weight, ignore_index=IGNORE, reduction='none').sum() / n
+    ce = cross_entropy(logits, target, weight, 'none').sum() / n
     p = logits.softmax(1).clamp(1e-7, 1)
     others = p.sum(1) - p.gather(1, torch.where(valid, target, 0).long()[:, None])[:, 0]   # log of a clipped zero is the same for all other classes
     counts = valid if weight is None else valid * weight[torch.where(valid, target, 0).long()]
@@ -93,7 +95,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float, step: i
         if t.is_floating_point(): t.lerp_(s, 1 - keep)
         else: t.copy_(s)
 
-# %% ../nbs/07_self_training.ipynb #0495b021
+# %% ../nbs/07_self_training.ipynb #c0647efc
 @dataclass(frozen=True)
 class SelfTrainingSettings(TrainSettings):
     "Settings of self-training; the loss is source + target + consistency."
@@ -105,10 +107,11 @@ class SelfTrainingSettings(TrainSettings):
     ema: float = 0.999              # decay of the teacher
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
     statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), or none (fixed)
+    select: str = 'last'            # the checkpoint that later stages use: the last, or the best by likelihood, entropy or agreement
 
     def __post_init__(self):
         super().__post_init__()
-        check_name(self.statistics, STATISTICS, 'statistics')
+        check_name(self.statistics, STATISTICS, 'statistics'), check_name(self.select, ('last', *CRITERIA), 'criterion')
 
 # %% ../nbs/07_self_training.ipynb #af5fc4fb
 def read_maps(folder: Path, images: Images, what: str):  # -> position -> (h, w) uint8
@@ -149,20 +152,23 @@ def source_loss(model: nn.Module, batch: dict,
     weight = class_weight[torch.where(label != IGNORE, label, 0)]
     return weighted_cross_entropy(logits, label, weight * batch['weight'].float() / 255 if 'weight' in batch else weight)
 
-# %% ../nbs/07_self_training.ipynb #3aa9a468
+# %% ../nbs/07_self_training.ipynb #663c030e
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
     s = stage_settings(SelfTrainingSettings, config, stage, settings)
     target, start_from = open_target(config), stage_dir(run_dir, 'warmup')/'model.pt'
     labels, weights = stage_dir(run_dir, 'prototypes')/'labels', stage_dir(run_dir, 'reweighting')/'weights'
-    with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
+    prototypes = stage_dir(run_dir, 'prototypes')/'prototypes.pt'
+    with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config),
+                                       prototypes=prototypes if s.select != 'last' else 'none')) as st:
         if st.skip: return st.dir
         device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
         student, teacher = (load_checkpoint(start_from)[0].to(device, memory_format=torch.channels_last) for _ in range(2))
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
                            TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
+        judged = Checkpoints(st, student, teacher, ClassPrototypes.load(prototypes).to(device), Samples(target, config.size)) if s.select != 'last' else None
         plain, aside, strong = STATISTICS[s.statistics]
         source_weight, target_weight = (class_weights(d, len(space), s.balance, device) for d in domains)
         def loss_of(step, source, target):
@@ -176,6 +182,7 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
                 losses['consistency'] = s.consistency * ramp_up(step, s.ramp_steps) * consistency_loss(view, judge, seen)
             return dict(loss=sum(losses.values()), **{k: v.detach() for k, v in losses.items()})
         history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step),
-                        lambda history: draw_training(st, student, domains, space, history))
+                        lambda history: draw_training(st, student, domains, space, history), judged.add if judged else lambda steps: None)
+        if judged: judged.restore_best(s.select)
         finish(st, student, config, history, domains)
     return st.dir

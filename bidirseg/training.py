@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TrainSettings', 'poly_schedule', 'balanced', 'class_weights', 'make_optimizer', 'to_device', 'kept_for_backward',
            'free_memory', 'trial_step', 'check_memory', 'infer', 'label_maps', 'show_history', 'show_predictions',
-           'Live', 'draw_training', 'open_events', 'make_loaders', 'trial_batches', 'train', 'start_model', 'finish']
+           'Live', 'draw_training', 'open_events', 'cross_entropy', 'make_loaders', 'trial_batches', 'train',
+           'start_model', 'finish']
 
-# %% ../nbs/03b_training.ipynb #050ce7e7
+# %% ../nbs/03b_training.ipynb #d2fbdd44
 import math, os, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, RunConfig, Stage, check_name, progress, save_json, save_torch, seeded
-from .data import LABEL_SPACES, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
+from .data import IGNORE, LABEL_SPACES, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
 from .model import build_model, normalise, parameter_groups, save_checkpoint, upsample
 
 # %% ../nbs/03b_training.ipynb #52d0f6e5
@@ -218,6 +219,18 @@ def open_events(folder: Path, start: int):  # -> torch.utils.tensorboard.Summary
     except ImportError: raise InputError("tensorboard=true, and TensorBoard is not installed", "the package tensorboard", "pip install 'bidirseg[tensorboard]', or set tensorboard=false") from None
     return SummaryWriter(folder, purge_step=start)
 
+# %% ../nbs/03b_training.ipynb #4d197897
+def cross_entropy(logits: Tensor,                # (b, classes, h, w) float32
+                  target: Tensor,                # (b, h, w) train ids, 255 ignored
+                  weight: Tensor | None = None,  # (classes,)
+                  reduction: str = 'mean'        # mean over the weights, or none
+                  ) -> Tensor:                   # scalar, or (b, h, w)
+    "Cross entropy of maps, in nats; the same bits every time where PyTorch is asked for that."
+    target = target.long()
+    if not torch.are_deterministic_algorithms_enabled(): return F.cross_entropy(logits, target, weight, ignore_index=IGNORE, reduction=reduction)
+    rows = F.cross_entropy(logits.permute(0, 2, 3, 1).flatten(0, 2), target.flatten(), weight, ignore_index=IGNORE, reduction=reduction)
+    return rows if reduction == 'mean' else rows.view(target.shape)
+
 # %% ../nbs/03b_training.ipynb #cb13b9cb
 def make_loaders(domains: list[Samples], s: TrainSettings, device: torch.device) -> Callable:  # start -> one loader per domain
     "Loaders of training batches, from any step on."
@@ -229,13 +242,14 @@ def trial_batches(feeds: list) -> list[dict]:  # of each domain
     "The first batch of every loader, read here rather than by its workers."
     return [f.collate_fn([f.dataset[i] for i in next(iter(f.batch_sampler))]) for f in feeds]
 
-# %% ../nbs/03b_training.ipynb #c98b7714
+# %% ../nbs/03b_training.ipynb #8e46f14b
 def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, seed: int,
           loaders: Callable,            # start -> one loader per domain, from that step on
           loss_of: Callable,            # (step, *batches) -> dictionary of scalar losses; `loss` is minimised
           others: dict = {},            # name -> further networks that belong to the state
           after_step: Callable = lambda step: None,
           draw: Callable | None = None, # history -> picture files that are worth a look
+          at_checkpoint: Callable = lambda steps: None,  # what else to do every `checkpoint_every` steps and at the end, after so many of them
           ) -> list[dict]:              # the history: losses and rate of every step
     "Train from the last checkpoint of the stage, or from the start, to `s.steps`."
     opt, resume, history, start = make_optimizer(model, s), st.dir/'resume.pt', [], 0
@@ -273,7 +287,9 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
         history.append(dict(values, lr=opt.param_groups[0]['lr']))
         for k, v in history[-1].items() if events else (): events.add_scalar(k, v, step)
         bar.set_postfix_str(f"loss {values['loss']:.3f} lr {opt.param_groups[0]['lr']:.1e}", refresh=False)
-        if (step + 1) % s.checkpoint_every == 0 and step + 1 < s.steps:
+        if step + 1 == s.steps: at_checkpoint(s.steps)
+        elif (step + 1) % s.checkpoint_every == 0:
+            at_checkpoint(step + 1)
             save_torch(resume, dict(key=st.key, step=step + 1, history=history, seconds=before + time.time() - began,
                                     optimizer=opt.state_dict(), **{k: net.state_dict() for k, net in nets.items()}))
             if events: events.flush()

@@ -7,7 +7,7 @@ __all__ = ['STYLES', 'BATCH_NORM', 'STATISTICS', 'rgb_to_lab', 'lab_to_rgb', 'la
            'Stylise', 'WarmupSettings', 'estimate_statistics', 'keep_statistics', 'fixed_statistics', 'dress',
            'supervised_loss', 'run']
 
-# %% ../nbs/04_warmup.ipynb #144a575c
+# %% ../nbs/04_warmup.ipynb #691570fb
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, RunConfig, Stage, check_name, load_json, load_run, pick_device, seeded, stage_dir, stage_settings
-from .data import IGNORE, LABEL_SPACES, Images, Pairs, Samples, augment, open_oracle, open_source, open_target
+from .data import LABEL_SPACES, Images, Pairs, Samples, augment, open_oracle, open_source, open_target
 from .model import load_checkpoint, upsample
-from .training import TrainSettings, class_weights, draw_training, finish, infer, make_loaders, start_model, to_device, train
+from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, infer, make_loaders, start_model, to_device, train
 
 # %% ../nbs/04_warmup.ipynb #e7c8d8b4
 _RGB_XYZ = torch.tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
@@ -156,13 +156,13 @@ def dress(s: WarmupSettings, target: Images, size: tuple[int, int]) -> list:  # 
     "The style transfer that source images go through."
     return [Stylise(Samples(target, size), s.style, s.style_probability, s.style_strength)] if s.style != 'none' else []
 
-# %% ../nbs/04_warmup.ipynb #c4dab7da
+# %% ../nbs/04_warmup.ipynb #3bdadd0f
 def supervised_loss(model: nn.Module, batch: dict,
                     weight: Tensor | None = None,   # (classes,) of the pixels of each class
                     ) -> dict:                      # what `train` wants of a step
     "Cross entropy at the size of the labels."
     logits = upsample(model(batch['image']).logits, batch['image'].shape[-2:])
-    return dict(loss=F.cross_entropy(logits.float(), batch['label'].long(), weight, ignore_index=IGNORE))
+    return dict(loss=cross_entropy(logits.float(), batch['label'], weight))
 
 # %% ../nbs/04_warmup.ipynb #f2df829f
 def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the stage's folder
