@@ -134,10 +134,10 @@ def load_json(path: str | Path, what: str = 'a JSON file'):
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as e:
         raise InputError(f"{path}: {e}", what, "remove the broken file and run the stage again") from None
 
-# %% ../nbs/00_core.ipynb #c92b753d
+# %% ../nbs/00_core.ipynb #eb5bb22f
 def save_torch(path: str | Path, obj) -> Path:
     "Write tensors and plain containers atomically, in the form `torch.load(..., weights_only=True)` reads."
-    with atomic_path(path) as tmp: torch.save(obj, tmp)
+    with atomic_path(path) as tmp, open(tmp, 'wb') as f: torch.save(obj, f)   # given a name, torch would write it into the file
     return Path(path)
 
 # %% ../nbs/00_core.ipynb #b1f364d6
@@ -322,7 +322,7 @@ class Unfinished(Exception):
 
 _ONLY_LOOK = contextvars.ContextVar('only_look', default=False)
 
-# %% ../nbs/00_core.ipynb #3f842212
+# %% ../nbs/00_core.ipynb #e9f6ab43
 class Stage:
     "The scope in which a stage does its work; see `finished`, `dir` and `key`."
     def __init__(self, run_dir: str | Path, name: str,
@@ -351,6 +351,7 @@ class Stage:
             if self.skip: return self
             raise Unfinished(self.name)
         self.dir.mkdir(parents=True, exist_ok=True)
+        for p in self.dir.rglob('.*.tmp*'): p.unlink()   # half written when an earlier attempt was killed
         if self.skip: print(f'{self.name}: nothing to do, {self.dir} is complete')
         else: self._clear()
         if self.skip or not self.checkpoint(): (self.dir/'resume.pt').unlink(missing_ok=True)   # of other settings, or of no more use

@@ -39,7 +39,7 @@ METHODS = {   # name -> settings of the prototypes stage that differ from the ru
     'the same, mirrored': dict(evidence='both', adapt_steps=10, gate='posterior', mirror=True)}
 COMMON = dict(evidence='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0, class_prior=True, gate='margin', threshold=None, mirror=False)
 
-# %% ../nbs/08c_label_quality.ipynb #2b0607fb
+# %% ../nbs/08c_label_quality.ipynb #3b24ae1c
 def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), scores (h, w)
                  samples: Samples,     # target images with labels
                  num_classes: int, seed: int,
@@ -50,7 +50,7 @@ def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), score
     def once(i):
         if i not in said: said[i] = [t.clone() for t in label(samples.read(i)['image'])]
         return said[i]
-    ranks = rank_scores(once, len(samples), num_classes, seed)
+    ranks = rank_scores(once, len(samples), num_classes, seed, per_class=True)
     every, kept, share = 0, 0, 0.
     for i in range(len(samples)):
         labels, scores = once(i)

@@ -161,7 +161,7 @@ class ScoreRanks:
 PAPER = dict(evidence='prototypes', n_components=8, covariance_type='diag', adapt_steps=0, class_prior=False, gate='density', threshold=100.,
              reg_covar=1e-6, mirror=False, own_statistics=False)
 
-# %% ../nbs/05_prototypes.ipynb #5a361271
+# %% ../nbs/05_prototypes.ipynb #c383c115
 @dataclass(frozen=True)
 class PrototypesSettings:
     "Settings of prototypes and pseudo labels."
@@ -176,7 +176,8 @@ class PrototypesSettings:
     target_rows: int = 60_000         # target features for these steps
     class_prior: bool = True          # weigh classes by the proportions that these steps estimate
     gate: str = 'density'             # what a score is: density, margin or posterior
-    keep: float = 0.5                 # share of each label's pixels that is kept; more where scores tie, as posteriors of one do
+    keep: float = 0.5                 # share of the pixels that is kept; more where scores tie, as posteriors of one do
+    per_class: bool = False           # keep this share of each label's pixels rather than of all
     threshold: 'float | None' = None  # an absolute score instead (published: 100)
     mirror: bool = False              # average features with those of the mirror image
     paper: bool = False               # the published setting, whatever the others say: see PAPER
@@ -231,22 +232,23 @@ def make_labeller(model, rows: dict[int, Tensor],   # source features by class
         out.temperature = match_temperature(P.log_density(target_rows) + (0 if P.log_prior_ is None else P.log_prior_), logits)
     return out
 
-# %% ../nbs/05_prototypes.ipynb #feda05c8
+# %% ../nbs/05_prototypes.ipynb #41359714
 def rank_scores(label: Callable,         # position of an image -> labels, scores
                 images: int,             # how many there are; at most a hundred are looked at
-                num_classes: int, seed: int) -> ScoreRanks:
-    "Quantiles of the scores of each class over evenly spaced images."
-    sample = Reservoir(num_classes, 50_000, stream(seed, 'scores'))
+                num_classes: int, seed: int,
+                per_class: bool = False) -> ScoreRanks:
+    "Quantiles of the scores over evenly spaced images: of each class its own, or of all."
+    sample = Reservoir(num_classes, 50_000, stream(seed, 'scores')) if per_class else Reservoir(1, 500_000, stream(seed, 'scores'))
     for i in progress(np.unique(np.linspace(0, images - 1, 100).round().astype(int)).tolist(), 'ranking scores'):
         labels, scores = label(i)
-        sample.add(scores.reshape(-1, 1), labels.flatten())
-    return ScoreRanks(sample.by_class(), num_classes)
+        sample.add(scores.reshape(-1, 1), labels.flatten() if per_class else torch.zeros(labels.numel(), dtype=torch.int64))
+    return ScoreRanks(sample.by_class() if per_class else dict.fromkeys(range(num_classes), sample.by_class()[0]), num_classes)
 
-# %% ../nbs/05_prototypes.ipynb #4d0bea29
+# %% ../nbs/05_prototypes.ipynb #c7d62402
 def write_pseudo_labels(label: Callable,  # (3, h, w) uint8 -> labels, scores
                         samples: Samples, s: PrototypesSettings, folder: Path, space, seed: int) -> dict:
     "Label every target image; writes labels/KEY.png, scores/KEY.png and a picture; returns shares per class."
-    ranks = rank_scores(lambda i: label(samples.read(i)['image']), len(samples), len(space), seed)
+    ranks = rank_scores(lambda i: label(samples.read(i)['image']), len(samples), len(space), seed, s.per_class)
     total, kept_count, shown = torch.zeros(256, dtype=torch.int64), torch.zeros(256, dtype=torch.int64), []
     picks = np.linspace(0, len(samples) - 1, 4).round().astype(int).tolist()
     for i in progress(range(len(samples)), 'pseudo labels'):

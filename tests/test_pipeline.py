@@ -17,6 +17,7 @@ from PIL import Image
 
 from bidirseg.core import load_run, load_torch, stage_dir, stage_names
 from bidirseg.cli import main
+from bidirseg.pipeline import stage_of
 
 TINY = '''
 label_space = "cityscapes19"
@@ -151,7 +152,43 @@ def stop_in(run_dir: Path, preset: Path, stage: str, has: str):
         p.wait()
 
 
-@pytest.mark.parametrize('stage, has', [('warmup', 'resume.pt'), ('prototypes', 'prototypes.pt'), ('self_training', 'resume.pt')])
+SUICIDE = '''
+import os, signal, sys, torch
+from bidirseg.pipeline import stage_of
+place, stage, where, n = sys.argv[1:]
+def dies(real, count=[0]):
+    def call(*a, **k):
+        count[0] += 1
+        if count[0] > int(n): os.kill(os.getpid(), signal.SIGKILL)
+        return real(*a, **k)
+    return call
+if where == 'step': torch.optim.SGD.step = dies(torch.optim.SGD.step)
+else: os.replace = dies(os.replace)
+stage_of(stage)[2](place, stage)
+'''
+TRAINED = ('source_only', 'oracle', 'warmup', 'self_training', 'distillation_1')
+
+
+@pytest.mark.parametrize('stage, where, n', [
+    *((s, 'step', n) for s in TRAINED for n in ((3,) if s != 'self_training' else (0, 1, 2, 5))), ('source_only', 'write', 1), ('warmup', 'write', 3), ('self_training', 'write', 4),
+    ('data', 'write', 1), ('prototypes', 'write', 2), ('prototypes', 'write', 9), ('reweighting', 'write', 3), ('evaluation', 'write', 1)])
+def test_a_stage_killed_at_any_place_ends_with_the_same_bytes(finished, tmp_path, capsys, stage, where, n):
+    run_dir = tmp_path/'killed'
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(stage_dir(run_dir, stage))
+    died = subprocess.run([sys.executable, '-c', SUICIDE, run_dir, stage, where, str(n)], capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert not (stage_dir(run_dir, stage)/'stage.json').exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: stage_of(stage)[2](run_dir, stage)
+    finally: torch.set_num_threads(threads)
+    if where == 'step': assert ('going on at step' in capsys.readouterr().out) == (n >= 2)   # there is a checkpoint every two steps
+    ours, theirs = (json.loads((stage_dir(d, stage)/'stage.json').read_text())['outputs'] for d in (run_dir, finished))
+    assert ours == theirs and not list(run_dir.rglob('.*.tmp*'))
+
+
+@pytest.mark.parametrize('stage, has', [('self_training', 'resume.pt')])
 def test_killed_run_ends_with_the_same_bits(finished, preset, call, tmp_path, stage, has):
     run_dir = tmp_path/'killed'
     shutil.copytree(finished, run_dir)
