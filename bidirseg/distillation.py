@@ -65,7 +65,7 @@ class DistillationSettings(TrainSettings):
         check_name(self.student, ('fresh', 'teacher'), 'student')
         check_name(self.statistics, STATISTICS, 'statistics')
 
-# %% ../nbs/07b_distillation.ipynb #024dcd35
+# %% ../nbs/07b_distillation.ipynb #9c1b37a6
 def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     config = load_run(run_dir)
@@ -82,11 +82,11 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
         plain, aside, _ = STATISTICS[s.statistics]
-        source_weight, target_weight = (class_weights(d, len(space), s.balance, device) for d in domains)
+        class_weight = class_weights(domains[0], len(space), s.balance, device)
         def loss_of(step, source, target):
-            with aside(student): losses = dict(source=source_loss(student, source, source_weight))
+            with aside(student): losses = dict(source=source_loss(student, source, class_weight))
             with plain(student): logits = student(target['image']).logits.float()
-            losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta, target_weight)
+            losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta)
             if s.distillation:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 losses['distillation'] = s.distillation * distillation_loss(logits, judge)

@@ -43,22 +43,20 @@ def weighted_cross_entropy(logits: Tensor,   # (b, classes, h, w)
     ce = cross_entropy(logits, target, reduction='none')
     return (ce * weight).sum() / (target != IGNORE).sum().clamp(min=1)
 
-# %% ../nbs/07_self_training.ipynb #5d9e331f
+# %% ../nbs/07_self_training.ipynb #6e28e8d4
 def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
                             target: Tensor,      # (b, h, w) train ids, 255 ignored
                             alpha: float = 0.1,  # share of the cross entropy
                             beta: float = 1.0,   # share of the reverse cross entropy
-                            weight: Tensor | None = None,  # (classes,) of the pixels of each class; published: none
                             ) -> Tensor:         # scalar, nats
     "Cross entropy and its reverse, over the valid pixels (published code)."
     _check_maps(logits, target=target)
     valid = target != IGNORE
     n = valid.sum().clamp(min=1)
-    ce = cross_entropy(logits, target, weight, 'none').sum() / n
+    ce = cross_entropy(logits, target, reduction='none').sum() / n
     p = logits.softmax(1).clamp(1e-7, 1)
     others = p.sum(1) - p.gather(1, torch.where(valid, target, 0).long()[:, None])[:, 0]   # log of a clipped zero is the same for all other classes
-    counts = valid if weight is None else valid * weight[torch.where(valid, target, 0).long()]
-    return alpha * ce + beta * (-math.log(1e-4) * others * counts).sum() / n
+    return alpha * ce + beta * (-math.log(1e-4) * others * valid).sum() / n
 
 # %% ../nbs/07_self_training.ipynb #368f9a5e
 def _kl(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:   # (b, classes, h, w) both -> (b, h, w)
@@ -152,7 +150,7 @@ def source_loss(model: nn.Module, batch: dict,
     weight = class_weight[torch.where(label != IGNORE, label, 0)]
     return weighted_cross_entropy(logits, label, weight * batch['weight'].float() / 255 if 'weight' in batch else weight)
 
-# %% ../nbs/07_self_training.ipynb #663c030e
+# %% ../nbs/07_self_training.ipynb #132face7
 def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     config = load_run(run_dir)
@@ -170,11 +168,11 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
                            TwoViews(augment(config.size, config.crop, s.scale, s.jitter, s.flip), s.cutout), config.seed)]
         judged = Checkpoints(st, student, teacher, ClassPrototypes.load(prototypes).to(device), Samples(target, config.size)) if s.select != 'last' else None
         plain, aside, strong = STATISTICS[s.statistics]
-        source_weight, target_weight = (class_weights(d, len(space), s.balance, device) for d in domains)
+        class_weight = class_weights(domains[0], len(space), s.balance, device)   # of true labels; to weigh rare pseudo labels would weigh mistakes
         def loss_of(step, source, target):
-            with aside(student): losses = dict(source=source_loss(student, source, source_weight))
+            with aside(student): losses = dict(source=source_loss(student, source, class_weight))
             with plain(student): logits = upsample(student(target['image']).logits, target['label'].shape[-2:]).float()
-            losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta, target_weight)
+            losses['target'] = symmetric_cross_entropy(logits, target['label'], s.alpha, s.beta)
             if s.consistency:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 with strong(student): view = student(target['view']).logits.float()

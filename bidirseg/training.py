@@ -25,7 +25,7 @@ from .core import InputError, RunConfig, Stage, check_name, progress, save_json,
 from .data import IGNORE, LABEL_SPACES, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
 from .model import build_model, normalise, parameter_groups, save_checkpoint, upsample
 
-# %% ../nbs/03b_training.ipynb #52d0f6e5
+# %% ../nbs/03b_training.ipynb #de5cbd0a
 @dataclass(frozen=True)
 class TrainSettings:
     "Settings that all training stages share."
@@ -39,7 +39,7 @@ class TrainSettings:
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation
     flip: bool = True
-    balance: float = 0.0             # how much more pixels of rare classes count: the power of one over a class's share of the pixels
+    balance: float = 0.0             # how much more source pixels of rare classes count: the power of one over a class's share of the pixels
     checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
     workers: 'int | None' = field(default=None, metadata=dict(bits=False))   # data workers; none: chosen for the device
     tensorboard: bool = field(default=False, metadata=dict(bits=False))      # write losses and rate as TensorBoard events, too
