@@ -27,7 +27,6 @@ from .model import load_checkpoint
 from .pipeline import check_config, evaluate_run, full_paths, markdown, run_stage, stage_of
 from .prototypes import PAPER, PrototypesSettings
 from .self_training import SelfTrainingSettings
-from .warmup import WarmupSettings
 
 # %% ../nbs/09a_ablation.ipynb #2927c5f9
 def changes(**tables) -> list[str]:
@@ -37,7 +36,7 @@ def changes(**tables) -> list[str]:
 
 # %% ../nbs/09a_ablation.ipynb #20768f11
 MAPS_OFF = dict(self_training=dict(source_weights=False), distillation=dict(source_weights=False))
-PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., statistics='both'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
+PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., mix=False, statistics='both'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
 
 VARIANTS = {   # name -> the last stage, changes
     'source_only': ('source_only', []),
@@ -50,11 +49,15 @@ VARIANTS = {   # name -> the last stage, changes
     'anisotropic_multiple': ('last', changes(prototypes=dict(evidence='prototypes', n_components=8, adapt_steps=0))),
     'adapted': ('last', changes(prototypes=dict(evidence='prototypes', n_components=8, adapt_steps=10))),
     'paper': ('last', changes(prototypes=dict(PAPER, threshold=None), **PUBLISHED_LOSSES) + ['rounds=2']),
+    'style_off': ('last', changes(warmup=dict(style='none'))),
+    'light_off': ('last', changes(warmup=dict(light='target'))),
     'maps_off': ('last', changes(**MAPS_OFF)),
     'maps_distance': ('last', changes(reweighting=dict(distance=True, entropy=False), self_training=dict(source_weights=True), distillation=dict(source_weights=True))),
     'maps_both': ('last', changes(reweighting=dict(distance=True, entropy=True), self_training=dict(source_weights=True), distillation=dict(source_weights=True))),
     'consistency_off': ('last', changes(self_training=dict(consistency=0.))),
     'consistency_on': ('last', changes(self_training=dict(consistency=30.))),
+    'mix_off': ('last', changes(self_training=dict(mix=False))),
+    'mix_on': ('last', changes(self_training=dict(mix=True))),
     'distillation_none': ('self_training', ['rounds=0']),
     'distillation_once': ('last', ['rounds=1']),
     'distillation_twice': ('last', ['rounds=2']),
@@ -79,10 +82,9 @@ def take_over(run_dir: Path, name: str, others: list[Path]) -> bool:
 
 # %% ../nbs/09a_ablation.ipynb #763a6919
 def stages_until(config, last: str) -> list[str]:
-    "What must run for a stage's model. The baselines need nothing before them, and a warm-up with a style of its own does not either."
+    "What must run for a stage's model. The baselines need nothing before them, and nothing needs the baselines."
     if last in ('source_only', 'oracle'): return [last]
-    plain = stage_settings(WarmupSettings, config, 'warmup').style == 'none'   # then the warm-up is the source-only training
-    names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle') and (plain or n != 'source_only')]
+    names = [n for n in stage_names(config) if n not in ('data', 'evaluation', 'oracle', 'source_only')]
     return names if last == 'last' else names[:names.index(last) + 1]
 
 # %% ../nbs/09a_ablation.ipynb #227ac51c

@@ -244,7 +244,7 @@ def stage_settings(cls: type,          # the stage's settings dataclass
                    ):                  # -> an instance of `cls`
     "The settings of one stage of a run: its defaults, the run's table for it, the changes."
     tables, family = config.settings, stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
-    common = {**tables.get('warmup', {}), 'style': 'none', 'statistics': 'source'} if stage in ('source_only', 'oracle') else tables.get(family, {})
+    common = {**tables.get('warmup', {}), 'style': 'none', 'statistics': 'source', 'light': 'target', **tables.get('source_only', {})} if stage in ('source_only', 'oracle') else tables.get(family, {})
     values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 

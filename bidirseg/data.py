@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'CITYSCAPES13', 'LABEL_SPACES', 'MERGES',
-           'CITYSCAPES_IDS', 'SYNTHIA_IDS', 'READERS', 'LabelSpace', 'without', 'id_table', 'Images', 'Pairs',
-           'images_only', 'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes', 'gta5',
-           'open_ids16', 'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target', 'open_evaluation',
-           'open_oracle', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader',
-           'DataSettings', 'survey', 'show_domains', 'save_figure', 'picture', 'check_apart', 'run', 'small_run']
+           'CITYSCAPES_IDS', 'SYNTHIA_IDS', 'READERS', 'LabelSpace', 'without', 'id_table', 'brighten', 'Images',
+           'Pairs', 'images_only', 'open_rgb', 'open_ids', 'find_root', 'pair_up', 'camvid', 'idd_lite', 'cityscapes',
+           'gta5', 'open_ids16', 'synthia', 'folder', 'scenes', 'open_domain', 'open_source', 'open_target',
+           'open_evaluation', 'open_oracle', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers',
+           'train_loader', 'DataSettings', 'survey', 'show_domains', 'save_figure', 'picture', 'check_apart', 'run',
+           'small_run']
 
 # %% ../nbs/02_data.ipynb #0db7127c
 import inspect, os, re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
@@ -91,6 +92,12 @@ def id_table(have: LabelSpace, want: LabelSpace) -> np.ndarray:  # (256,) int16:
         raise InputError(f"labels in {have.name}, classes wanted in {want.name}, and no class in common", "two label spaces with common classes", f"set label_space={have.name}")
     return table
 
+# %% ../nbs/02_data.ipynb #1ffeb597
+def brighten(image: Image.Image,   # RGB
+             gain: float) -> Image.Image:
+    "Multiply every value of an image, as a longer exposure would; above white it stays white."
+    return image if gain == 1 else image.point([min(255, round(v * gain)) for v in range(256)] * 3)
+
 # %% ../nbs/02_data.ipynb #b2bfb69c
 @dataclass(frozen=True)
 class Images:
@@ -99,9 +106,10 @@ class Images:
     items: tuple                 # what `open_image` takes: paths, or seeds
     keys: tuple[str, ...]        # a name for each image that is safe as a file name
     open_image: Callable         # item -> PIL image, RGB
+    gain: float = field(default=1.0, kw_only=True)   # what every value is multiplied by, cut off at white
 
     def __len__(self): return len(self.items)
-    def image(self, i: int) -> Image.Image: return self.open_image(self.items[i])
+    def image(self, i: int) -> Image.Image: return brighten(self.open_image(self.items[i]), self.gain)
 
     def select(self, index) -> 'Images':   # the same type, fewer items
         "Some of the images, by position."
@@ -139,7 +147,7 @@ class Pairs(Images):
 # %% ../nbs/02_data.ipynb #552021c0
 def images_only(pairs: Images) -> Images:
     "The images without their labels."
-    return Images(pairs.name, pairs.items, pairs.keys, pairs.open_image)
+    return Images(pairs.name, pairs.items, pairs.keys, pairs.open_image, gain=pairs.gain)
 
 # %% ../nbs/02_data.ipynb #efd0800b
 def open_rgb(path: Path) -> Image.Image:

@@ -6,7 +6,7 @@
 __all__ = ['multi_scale', 'write_labels', 'DistillationSettings', 'run']
 
 # %% ../nbs/07b_distillation.ipynb #ad886768
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import _compat
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
 from .data import IGNORE, LABEL_SPACES, Samples, augment, open_target
-from .model import load_checkpoint, upsample
+from .model import load_checkpoint, set_gain, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, source_style, symmetric_cross_entropy
 from .training import TrainSettings, class_weights, draw_training, finish, infer, make_loaders, start_model, train
-from .warmup import STATISTICS
+from .warmup import STATISTICS, pass_through
 
 # %% ../nbs/07b_distillation.ipynb #4677fccc
 def multi_scale(model: nn.Module, images: Tensor,  # (b, 3, h, w) uint8
@@ -57,7 +57,7 @@ class DistillationSettings(TrainSettings):
     student: str = 'fresh'          # fresh: a new network, its backbone from the run's weights; teacher: goes on from the last model
     label_scales: list = (0.75, 1.0, 1.5)
     min_confidence: float = 0.0     # pixels below are ignored
-    statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), or none (fixed)
+    statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), none (fixed), or all in one batch (joint)
 
     def __post_init__(self):
         super().__post_init__()
@@ -77,16 +77,15 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         if st.skip: return st.dir
         device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
         teacher = load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
+        target = replace(target, gain=teacher.gain)
         if not st.checkpoint(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
-        student = start_model(config, device) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
+        student = set_gain(start_model(config, device), teacher.gain) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
-        plain, aside, _ = STATISTICS[s.statistics]
         class_weight = class_weights(domains[0], len(space), s.balance, device)
         def loss_of(step, source, target):
-            with aside(student): losses = dict(source=source_loss(student, source, class_weight))
-            with plain(student): logits = student(target['image']).logits.float()
-            losses['target'] = symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta)
+            logits, from_source = pass_through(student, s.statistics, [target['image'], source['image']])
+            losses = dict(source=source_loss(from_source, source, class_weight), target=symmetric_cross_entropy(upsample(logits, target['label'].shape[-2:]), target['label'], s.alpha, s.beta))
             if s.distillation:
                 with torch.no_grad(): judge = teacher(target['image']).logits.float()
                 losses['distillation'] = s.distillation * distillation_loss(logits, judge)

@@ -8,7 +8,7 @@ __all__ = ['PEERS', 'confusion_matrix', 'iou_per_class', 'mean_iou', 'scores', '
            'trained_stages', 'run']
 
 # %% ../nbs/08_evaluation.ipynb #00b701b1
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import _compat
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from .core import InputError, Stage, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
-from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, LabelSpace, Pairs, images_only, Samples, open_evaluation, open_ids, open_oracle, save_figure
+from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, LabelSpace, Pairs, brighten, images_only, Samples, open_evaluation, open_ids, open_oracle, save_figure
 from .model import load_checkpoint, upsample
 from .training import infer
 
@@ -69,7 +69,7 @@ def scores(cm: np.ndarray, space: LabelSpace, images: int) -> dict:
 def evaluate(model: nn.Module, data: Pairs, size: tuple[int, int],  # labelled images; height and width for the network
              num_classes: int) -> np.ndarray:                       # confusion matrix
     "Run a model over labelled images and count."
-    samples, total = Samples(images_only(data), size, cache_mb=0), np.zeros((num_classes, num_classes), np.int64)
+    samples, total = Samples(replace(images_only(data), gain=model.gain), size, cache_mb=0), np.zeros((num_classes, num_classes), np.int64)
     model.eval()
     for i in progress(range(len(data)), f'scoring {data.name}'):
         labels = data.label(i)
@@ -86,7 +86,7 @@ def predict(model: nn.Module,
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8: raise InputError(f"an array {image.shape} of {image.dtype}", "an RGB image (h, w, 3) of uint8", "convert it first")
         image = Image.fromarray(image)
-    image = image.convert('RGB')
+    image = brighten(image.convert('RGB'), getattr(model, 'gain', 1.))
     w, h = image.size
     scale = (height or h) / h
     small = image.resize((max(16, round(w * scale)), max(16, round(h * scale))), Image.BILINEAR)

@@ -72,12 +72,14 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
     config = load_run(run_dir)
     base, space, target = stage_settings(PrototypesSettings, config, 'prototypes'), LABEL_SPACES[config.label_space], open_oracle(config)
     few = target.select(np.unique(np.linspace(0, len(target) - 1, min(most, len(target))).round().astype(int)).tolist())
-    source, unlabelled, scored = Samples(open_source(config), config.source_size), Samples(images_only(target), config.size), Samples(few, config.size)
+    warm = stage_dir(run_dir, 'warmup')/'model.pt'
+    gain = load_checkpoint(warm)[0].gain
+    source, unlabelled, scored = Samples(open_source(config), config.source_size), Samples(replace(images_only(target), gain=gain), config.size), Samples(replace(few, gain=gain), config.size)
     settings = {name: replace(base, **{**COMMON, **changes}) for name, changes in methods.items()}
     ready, rows = {}, []
     for name, s in settings.items():
         if s.own_statistics not in ready:
-            model = load_checkpoint(stage_dir(run_dir, 'warmup')/'model.pt', pick_device(config.device))[0]
+            model = load_checkpoint(warm, pick_device(config.device))[0]
             ready[s.own_statistics] = model, *collect(model, source, unlabelled, s, config.seed)
         model, by_class, target_rows = ready[s.own_statistics]
         label = make_labeller(model, by_class, target_rows, s, config.seed)

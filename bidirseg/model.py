@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'ARCHS', 'PUBLISHED_NAMES', 'normalise', 'check_images', 'upsample',
            'dilate', 'ResNetBackbone', 'MobileNetBackbone', 'build_backbone', 'conv_bn_relu', 'ASPP', 'Decoder',
-           'SegmentationOutput', 'DeepLabV3Plus', 'build_model', 'parameter_groups', 'save_checkpoint',
+           'SegmentationOutput', 'DeepLabV3Plus', 'set_gain', 'build_model', 'parameter_groups', 'save_checkpoint',
            'load_checkpoint', 'rename_published', 'read_published', 'load_published']
 
 # %% ../nbs/03_model.ipynb #c7614e91
@@ -202,6 +202,14 @@ class DeepLabV3Plus(nn.Module):
 # %% ../nbs/03_model.ipynb #843df753
 ARCHS = {'deeplabv3plus': DeepLabV3Plus}
 
+# %% ../nbs/03_model.ipynb #fd48c6f5
+def set_gain(model: nn.Module, gain: float) -> nn.Module:  # `model`
+    "Note what images are to be brightened by for a network; whoever reads images for it asks `model.gain`."
+    if not gain > 0: raise InputError(f"gain {gain!r}", "a number above 0", "set gain=1.0 for images as they are")
+    model.gain = float(gain)
+    model.build_args = {**getattr(model, 'build_args', {}), 'gain': model.gain}
+    return model
+
 # %% ../nbs/03_model.ipynb #24c7e032
 def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
                 backbone: str = 'resnet101',      # one of BACKBONES
@@ -210,6 +218,7 @@ def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
                 output_stride: int = 16,          # of the coarse map: 8, 16 or 32
                 feature_dim: int | None = None,   # d; None: 256, or 64 for resnet10, resnet18, resnet34 and mobilenet_v2
                 seed: int = 0,                    # names the random start
+                gain: float = 1.0,                # what images are brightened by before this network sees them
                 ) -> nn.Module:                   # images (b, 3, h, w) -> SegmentationOutput
     "A network that returns features and logits; wrong settings raise `InputError`."
     check_name(arch, ARCHS, 'arch'), check_name(backbone, BACKBONES, 'backbone')
@@ -219,7 +228,7 @@ def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
         if not isinstance(value, int) or value < 1: raise InputError(f"{name} {value!r}", "a whole number, 1 or more", f"set {name} to how many there are")
     with seeded(seed, 'build_model'):
         model = ARCHS[arch](build_backbone(backbone, weights, output_stride), num_classes, feature_dim, output_stride)
-    model.build_args = dict(arch=arch, backbone=backbone, num_classes=num_classes, output_stride=output_stride, feature_dim=feature_dim)
+    set_gain(model, gain).build_args |= dict(arch=arch, backbone=backbone, num_classes=num_classes, output_stride=output_stride, feature_dim=feature_dim)
     return model
 
 # %% ../nbs/03_model.ipynb #322d5b10

@@ -8,7 +8,7 @@ __all__ = ['regional_features', 'fit_centroids', 'nearest_distance', 'transferab
 
 # %% ../nbs/06_reweighting.ipynb #7232f541
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import _compat
@@ -152,7 +152,7 @@ def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  #
         if st.skip: return st.dir
         model, _ = load_checkpoint(checkpoint, pick_device(config.device))
         backbone = model.backbone if s.backbone == 'warmup' else build_backbone(s.backbone, s.weights, 32).to(pick_device(config.device)).eval()
-        looks = domain_features(backbone, target, s, 'target regions').flatten(0, 2)
+        looks = domain_features(backbone, replace(target, gain=model.gain), s, 'target regions').flatten(0, 2)
         centroids = fit_centroids(looks, min(s.n_centroids, len(looks)), config.seed)
         regions = domain_features(backbone, images_only(source), s, 'source regions')
         mean_distance = float(nearest_distance(regions.flatten(0, 2), centroids).mean())

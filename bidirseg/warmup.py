@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STYLES', 'BATCH_NORM', 'STATISTICS', 'rgb_to_lab', 'lab_to_rgb', 'lab_style', 'fourier_style', 'exposure_style',
-           'Stylise', 'WarmupSettings', 'estimate_statistics', 'keep_statistics', 'fixed_statistics', 'dress',
-           'supervised_loss', 'run']
+           'Stylise', 'WarmupSettings', 'mean_brightness', 'estimate_statistics', 'keep_statistics', 'fixed_statistics',
+           'pass_through', 'dress', 'supervised_loss', 'run']
 
 # %% ../nbs/04_warmup.ipynb #691570fb
 import contextlib
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from .core import InputError, RunConfig, Stage, check_name, load_json, load_run, pick_device, seeded, stage_dir, stage_settings
+from .core import InputError, Stage, check_name, load_run, pick_device, seeded, stage_settings
 from .data import LABEL_SPACES, Images, Pairs, Samples, augment, open_oracle, open_source, open_target
-from .model import load_checkpoint, upsample
+from .model import set_gain, upsample
 from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, infer, make_loaders, start_model, to_device, train
 
 # %% ../nbs/04_warmup.ipynb #e7c8d8b4
@@ -98,11 +98,18 @@ class WarmupSettings(TrainSettings):
     style_probability: float = 0.5   # of an image to be stylised
     style_strength: float = 1.0      # the highest; each image draws its own below it
     statistics: str = 'source'       # whose batch-norm statistics the model is handed on with: source, or target
+    light: str = 'target'            # in whose light the model is to see the target: its own, or brightened to the mean of the source
 
     def __post_init__(self):
         super().__post_init__()
         check_name(self.style, STYLES, 'style')
-        check_name(self.statistics, ('source', 'target'), 'domain of statistics')
+        check_name(self.statistics, ('source', 'target'), 'domain of statistics'), check_name(self.light, ('source', 'target'), 'domain of light')
+
+# %% ../nbs/04_warmup.ipynb #2b6ad587
+def mean_brightness(samples: Samples, most: int = 100) -> float:  # in [0, 255]
+    "The mean over at most `most` evenly spaced images of a domain."
+    picks = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)).tolist()
+    return float(np.mean([samples.read(i)['image'].mean() for i in picks]))
 
 # %% ../nbs/04_warmup.ipynb #42099b68
 BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -146,10 +153,23 @@ def fixed_statistics(model: nn.Module):
         for m in norms: m.train()
 
 # %% ../nbs/04_warmup.ipynb #37d244cb
+_free = lambda model: contextlib.nullcontext()
 STATISTICS = {   # choice -> contexts of passes over target images, source images, distorted views
-    'target': (contextlib.nullcontext, keep_statistics, keep_statistics),
-    'both': (contextlib.nullcontext, contextlib.nullcontext, keep_statistics),
-    'fixed': (fixed_statistics, fixed_statistics, fixed_statistics)}
+    'target': (_free, keep_statistics, keep_statistics),
+    'both': (_free, _free, keep_statistics),
+    'fixed': (fixed_statistics, fixed_statistics, fixed_statistics),
+    'joint': None}   # one pass over all of them
+
+def pass_through(model: nn.Module, statistics: str,  # a choice
+                 batches: list[Tensor],              # target images, source images and perhaps distorted views, (b, 3, h, w) each
+                 ) -> list[Tensor]:                  # logits of each, float32, (b, classes, h/4, w/4)
+    "What a network in training says about several batches."
+    if contexts := STATISTICS[statistics]:
+        out = []
+        for context, x in zip(contexts, batches):
+            with context(model): out.append(model(x).logits.float())
+        return out
+    return [*model(torch.cat(batches)).logits.float().split([len(x) for x in batches])]
 
 # %% ../nbs/04_warmup.ipynb #e09f96dd
 def dress(s: WarmupSettings, target: Images, size: tuple[int, int]) -> list:  # of transforms; empty without a style
@@ -170,22 +190,18 @@ def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the 
     check_name(stage, ('warmup', 'source_only', 'oracle'), 'warm-up stage')
     config = load_run(run_dir)
     s = stage_settings(WarmupSettings, config, stage, settings)
-    if stage != 'warmup' and (s.style, s.statistics) != ('none', 'source'): raise InputError(f"style={s.style!r}, statistics={s.statistics!r} for {stage}", "style='none', statistics='source': it is a baseline", "set them for the warmup stage")
+    if stage != 'warmup' and (s.style, s.statistics, s.light) != ('none', 'source', 'target'): raise InputError(f"style={s.style!r}, statistics={s.statistics!r}, light={s.light!r} for {stage}", "style='none', statistics='source', light='target': it is a baseline", "set them for the warmup stage")
     domain, target = (open_oracle if stage == 'oracle' else open_source)(config), open_target(config)
     size = config.source_size if stage != 'oracle' else config.size
-    base = stage_dir(run_dir, 'source_only')/'model.pt'
-    same = stage == 'warmup' and base.exists() and replace(s, statistics='source') == stage_settings(WarmupSettings, config, 'source_only')
-    with Stage(run_dir, stage, s, dict(images=domain.stamp(), target=target.stamp() if stage == 'warmup' else '', base=base if same else '')) as st:
+    with Stage(run_dir, stage, s, dict(images=domain.stamp(), target=target.stamp() if stage == 'warmup' else '')) as st:
         if st.skip: return st.dir
         device, space, change = pick_device(config.device), LABEL_SPACES[config.label_space], [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
-        domains = [Samples(domain, size, transform=v2.Compose(change), seed=config.seed), Samples(target, config.size)]
-        if same:   # without style transfer both are one training
-            model, history = load_checkpoint(base, device)[0], load_json(base.with_name('history.json'))
-        else:
-            model = start_model(config, device)
-            weight = class_weights(domains[0], len(space), s.balance, device)
-            history = train(st, model, s, device, config.seed, make_loaders(domains[:1], s, device), lambda step, batch: supervised_loss(model, batch, weight),
-                            draw=lambda history: draw_training(st, model, domains, space, history))
+        model, source = start_model(config, device), Samples(domain, size, transform=v2.Compose(change), seed=config.seed)
+        if s.light == 'source': set_gain(model, round(mean_brightness(source) / mean_brightness(Samples(target, config.size)), 3))
+        domains = [source, Samples(replace(target, gain=model.gain), config.size)]
+        weight = class_weights(source, len(space), s.balance, device)
+        history = train(st, model, s, device, config.seed, make_loaders(domains[:1], s, device), lambda step, batch: supervised_loss(model, batch, weight),
+                        draw=lambda history: draw_training(st, model, domains, space, history))
         if s.statistics == 'target': estimate_statistics(model, domains[1])
         finish(st, model, config, history, domains)
     return st.dir
