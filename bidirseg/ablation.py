@@ -36,7 +36,7 @@ def changes(**tables) -> list[str]:
 
 # %% ../nbs/09a_ablation.ipynb #20768f11
 MAPS_OFF = dict(self_training=dict(source_weights=False), distillation=dict(source_weights=False))
-PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., mix=False, statistics='both'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
+PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., mix=False, statistics='both', hand_on='student'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
 
 VARIANTS = {   # name -> the last stage, changes
     'source_only': ('source_only', []),
@@ -58,6 +58,8 @@ VARIANTS = {   # name -> the last stage, changes
     'consistency_on': ('last', changes(self_training=dict(consistency=30.))),
     'mix_off': ('last', changes(self_training=dict(mix=False))),
     'mix_on': ('last', changes(self_training=dict(mix=True))),
+    'hand_on_student': ('last', changes(self_training=dict(hand_on='student'))),
+    'hand_on_teacher': ('last', changes(self_training=dict(hand_on='teacher'))),
     'distillation_none': ('self_training', ['rounds=0']),
     'distillation_once': ('last', ['rounds=1']),
     'distillation_twice': ('last', ['rounds=2']),

@@ -6,7 +6,7 @@
 __all__ = ['BENCHES', 'Row', 'at_least', 'at_most', 'seconds_of', 'medians', 'Rates', 'measure_rates', 'peak_memory_now',
            'report_peak', 'extra_memory', 'make_rows', 'BroadcastEM', 'start_of', 'mixture_at', 'sklearn_at',
            'sklearn_step', 'bench_em', 'bench_fit', 'make_prototypes', 'bench_scoring', 'make_map', 'bench_label_map',
-           'bare_loop', 'bench_training', 'bench_prototypes', 'bench_table']
+           'bare_loop', 'bench_training', 'bench_modes', 'bench_prototypes', 'bench_table']
 
 # %% ../nbs/08b_bench.ipynb #6cf262c4
 import gc, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
-from .data import Samples, augment, open_source
+from .data import LABEL_SPACES, Samples, augment, open_source
 from .mixtures import GaussianMixture, full_precision
 from .prototypes import ClassPrototypes
 from .training import make_loaders, make_optimizer, start_model, to_device, train
@@ -269,12 +269,14 @@ def bench_label_map(device: torch.device, rates: Rates, h: int, w: int) -> list[
     return rows + ([at_most('label_map_milliseconds', 1000 * ours, 'ms', 10.)] if device.type == 'cuda' else [])
 
 # %% ../nbs/08b_bench.ipynb #e1a57e38
-def bare_loop(model, s: WarmupSettings, batches: list[dict]):  # of images that are normalised, on the device
+def bare_loop(model, s: WarmupSettings, batches: list[dict],  # of images that are normalised, on the device
+              bf16: bool | None = None,                        # autocast; None: as the training loop does
+              ):
     "Forward, backward, step."
     model.train()
     opt = make_optimizer(model, s)
     for b in batches:
-        with torch.autocast(b['image'].device.type, torch.bfloat16, enabled=b['image'].is_cuda):
+        with torch.autocast(b['image'].device.type, torch.bfloat16, enabled=b['image'].is_cuda if bf16 is None else bf16):
             loss = supervised_loss(model, b)['loss']
         opt.zero_grad(set_to_none=True)
         loss.backward()
@@ -300,6 +302,30 @@ def bench_training(device: str = 'cpu',   # cpu or cuda
     return [at_most('training_loop_vs_bare', ours / bare, 'times as long', 1.05), at_most(*loading, 1.05) if spare else Row(*loading),
             Row('training_images_per_second', steps * batch_size / ours, 'images/s')]
 
+# %% ../nbs/08b_bench.ipynb #f301f86f
+def bench_modes(device: str = 'cpu',   # cpu or cuda
+                steps: int = 4, batch_size: int = 8, turns: int = 3,
+                preset: str = 'camvid-dusk',   # whose network and size
+                modes: tuple = ('channels_last', 'bf16', 'compile'),
+                ) -> list[Row]:
+    "A training step with and without each mode, by ratios above one where the mode pays."
+    device = pick_device(device)
+    config = load_preset(preset, ['weights=none'])
+    s, (h, w), space = stage_settings(WarmupSettings, config, 'source_only'), config.crop, LABEL_SPACES[config.label_space]
+    g = stream(0, 'bench modes')
+    draw = lambda: dict(image=torch.randint(0, 256, (batch_size, 3, h, w), generator=g, dtype=torch.uint8), label=torch.randint(0, len(space), (batch_size, h, w), generator=g))
+    model, ready = start_model(config, device), [to_device(draw(), device) for _ in range(steps)]
+    plain, rows_first = [dict(b, image=b['image'].contiguous()) for b in ready], start_model(config, device).to(memory_format=torch.contiguous_format)
+    compiled = torch.compile(start_model(config, device)) if 'compile' in modes else None
+    ways = dict(channels_last=(lambda: bare_loop(model, s, ready), lambda: bare_loop(rows_first, s, plain)),
+                bf16=(lambda: bare_loop(model, s, ready, True), lambda: bare_loop(model, s, ready, False)),
+                compile=(lambda: bare_loop(compiled, s, ready), lambda: bare_loop(model, s, ready)))
+    rows = []
+    for name in modes:
+        on, off = medians(ways[name], device, turns)
+        rows.append(Row(f'step_with_{name}', off / on, 'times as fast'))
+    return rows
+
 # %% ../nbs/08b_bench.ipynb #ef000748
 def bench_prototypes(device: str = 'cpu',       # cpu or cuda
                      step_rows: int = 40_000,   # rows of one EM step and of scoring
@@ -314,7 +340,7 @@ def bench_prototypes(device: str = 'cpu',       # cpu or cuda
             *bench_label_map(device, rates, height // 4, width // 4)]
 
 # %% ../nbs/08b_bench.ipynb #15dd97e1
-BENCHES = dict(prototypes=bench_prototypes, training=bench_training)
+BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes)
 
 # %% ../nbs/08b_bench.ipynb #125a8788
 def bench_table(rows: list[Row]) -> str:

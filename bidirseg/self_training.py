@@ -124,11 +124,13 @@ class SelfTrainingSettings(TrainSettings):
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
     mix: bool = False               # learn pseudo labels on images with source classes pasted into them
     statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), none (fixed), or all in one batch (joint)
+    hand_on: str = 'student'        # which network later stages get: the student (published), or the teacher, which is the student's average over its last steps
     select: str = 'last'            # the checkpoint that later stages use: the last, or the best by likelihood, entropy or agreement
 
     def __post_init__(self):
         super().__post_init__()
-        check_name(self.statistics, STATISTICS, 'statistics'), check_name(self.select, ('last', *CRITERIA), 'criterion')
+        check_name(self.statistics, STATISTICS, 'statistics'), check_name(self.select, ('last', *CRITERIA), 'criterion'), check_name(self.hand_on, ('student', 'teacher'), 'network')
+        if self.hand_on == 'teacher' and self.select != 'last': raise InputError(f"hand_on='teacher' with select={self.select!r}", "one choice: checkpoints are of the student", "set select=last, or hand_on=student")
 
 # %% ../nbs/07_self_training.ipynb #af5fc4fb
 def read_maps(folder: Path, images: Images, what: str):  # -> position -> (h, w) uint8
@@ -201,5 +203,6 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
         history = train(st, student, s, device, config.seed, make_loaders(domains, s, device), loss_of, dict(teacher=teacher), lambda step: update_teacher(teacher, student, s.ema, step),
                         lambda history: draw_training(st, student, domains, space, history), judged.add if judged else lambda steps: None)
         if judged: judged.restore_best(s.select)
+        if s.hand_on == 'teacher': student.load_state_dict(teacher.state_dict())
         finish(st, student, config, history, domains)
     return st.dir
