@@ -206,7 +206,7 @@ def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list
     out, rows = Path(out), []
     steps = stage_settings(SelfTrainingSettings, load_preset(preset, sets), 'self_training').steps
     for seed in seeds:
-        run_variant(preset, 'distillation_none', seed, out, [*sets, 'self_training.select=entropy', f'self_training.checkpoint_every={max(1, steps // 10)}'], update)
+        run_variant(preset, 'distillation_none', seed, out, [*sets, 'self_training.select=entropy', 'self_training.hand_on=student', f'self_training.checkpoint_every={max(1, steps // 10)}'], update)
         run_dir = out/f'seed{seed}'/'distillation_none'
         config, folder, record = load_run(run_dir), stage_dir(run_dir, 'self_training')/'checkpoints', load_json(stage_dir(run_dir, 'self_training')/'stage.json')
         space, scored = LABEL_SPACES[config.label_space], open_evaluation(config)
