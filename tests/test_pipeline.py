@@ -51,7 +51,8 @@ width = 96
 n_components = 2
 [reweighting]
 n_centroids = 8
-''' + ''.join(f'[{k}]\nsteps = 6\nbatch_size = 2\nwarmup_steps = 1\ncheckpoint_every = 2\nlr = 0.01\n' + 'style = "fourier"\n' * (k == 'warmup') for k in ('warmup', 'self_training', 'distillation'))
+''' + ''.join(f'[{k}]\nsteps = 6\nbatch_size = 2\nwarmup_steps = 1\ncheckpoint_every = 2\nlr = 0.01\n{more}' for k, more in dict(
+    warmup='style = "fourier"\nlight = "source"\n', self_training='mix = true\nstatistics = "joint"\nhand_on = "teacher"\nramp_steps = 2\n', distillation='').items())
 
 
 @pytest.fixture(scope='module')
