@@ -55,7 +55,7 @@ VARIANTS = {   # name -> the last stage, changes
     'maps_distance': ('last', changes(reweighting=dict(distance=True, entropy=False), self_training=dict(source_weights=True), distillation=dict(source_weights=True))),
     'maps_both': ('last', changes(reweighting=dict(distance=True, entropy=True), self_training=dict(source_weights=True), distillation=dict(source_weights=True))),
     'consistency_off': ('last', changes(self_training=dict(consistency=0.))),
-    'consistency_on': ('last', changes(self_training=dict(consistency=30.))),
+    'consistency_on': ('last', changes(self_training=dict(consistency=30., ramp_steps=50))),
     'mix_off': ('last', changes(self_training=dict(mix=False))),
     'mix_on': ('last', changes(self_training=dict(mix=True))),
     'hand_on_student': ('last', changes(self_training=dict(hand_on='student'))),
