@@ -20,11 +20,13 @@ import bidirseg
 from .checkpoints import CRITERIA, rank_correlation
 from .core import (atomic_path, check_name, is_finished, load_json, load_preset, load_run, pick_device, run_lock, save_json, stage_dir,
                            stage_names, stage_settings, start_run)
-from .data import LABEL_SPACES, open_evaluation, save_figure
+from .data import space_of, save_figure
+from .datasets import open_evaluation
 from .evaluation import evaluate, gap_closed, scores
 from .label_quality import COMMON, METHODS, compare_labels, label_table
 from .model import load_checkpoint
-from .pipeline import check_config, evaluate_run, full_paths, markdown, run_stage, stage_of
+from .pages import markdown
+from .pipeline import check_config, evaluate_run, full_paths, run_stage, stage_of
 from .prototypes import PAPER, PrototypesSettings
 from .self_training import SelfTrainingSettings
 
@@ -209,7 +211,7 @@ def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list
         run_variant(preset, 'distillation_none', seed, out, [*sets, 'self_training.select=entropy', 'self_training.hand_on=student', f'self_training.checkpoint_every={max(1, steps // 10)}'], update)
         run_dir = out/f'seed{seed}'/'distillation_none'
         config, folder, record = load_run(run_dir), stage_dir(run_dir, 'self_training')/'checkpoints', load_json(stage_dir(run_dir, 'self_training')/'stage.json')
-        space, scored = LABEL_SPACES[config.label_space], open_evaluation(config)
+        space, scored = space_of(config), open_evaluation(config)
         for row in load_json(folder/'criteria.json'):
             model = load_checkpoint(folder/f"{row['steps']:06d}.pt", pick_device(config.device))[0]
             miou = scores(evaluate(model, scored, config.size, len(space)), space, len(scored))['miou']

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
-from .data import LABEL_SPACES, Samples, augment, open_source
+from .data import space_of, Samples, augment
+from .datasets import open_source
 from .mixtures import GaussianMixture, full_precision
 from .prototypes import ClassPrototypes
 from .training import make_loaders, make_optimizer, start_model, to_device, train
@@ -311,7 +312,7 @@ def bench_modes(device: str = 'cpu',   # cpu or cuda
     "A training step with and without each mode, by ratios above one where the mode pays."
     device = pick_device(device)
     config = load_preset(preset, ['weights=none'])
-    s, (h, w), space = stage_settings(WarmupSettings, config, 'source_only'), config.crop, LABEL_SPACES[config.label_space]
+    s, (h, w), space = stage_settings(WarmupSettings, config, 'source_only'), config.crop, space_of(config)
     g = stream(0, 'bench modes')
     draw = lambda: dict(image=torch.randint(0, 256, (batch_size, 3, h, w), generator=g, dtype=torch.uint8), label=torch.randint(0, len(space), (batch_size, h, w), generator=g))
     model, ready = start_model(config, device), [to_device(draw(), device) for _ in range(steps)]

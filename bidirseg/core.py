@@ -167,9 +167,10 @@ class RunConfig:
     description: str = ''              # one line for the report
     chosen_on: str = ''                # what the settings were chosen on, and whether scores had a part in it; the report says so
     label_space: str = 'cityscapes19'  # the classes that are learnt and scored
+    classes: dict = field(default_factory=dict)     # of a label space of one's own: class -> colour, RGB; empty for a known one
     source: dict = field(default_factory=dict)      # labelled domain: dataset name and its options
     target: dict = field(default_factory=dict)      # unlabelled domain: the same; its labels are never opened
-    evaluation: dict = field(default_factory=dict)  # labelled images of the target domain, for scoring only
+    evaluation: dict = field(default_factory=dict)  # labelled images of the target domain, for scoring only; empty: no scores
     data_root: 'str | None' = None     # the folder that holds the data sets
     height: int = 96                   # size that images are brought to for training and prediction, pixels
     width: int = 192

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, stage_dir, stage_names, stage_settings
-from .data import IGNORE, LABEL_SPACES, Samples, augment, open_target
+from .data import IGNORE, space_of, Samples, augment
+from .datasets import open_target
 from .model import load_checkpoint, set_gain, upsample
 from .self_training import distillation_loss, read_maps, source_loss, source_samples, source_style, symmetric_cross_entropy
 from .training import TrainSettings, class_weights, draw_training, finish, infer, make_loaders, start_model, train
@@ -54,7 +55,8 @@ class DistillationSettings(TrainSettings):
     alpha: float = 0.1              # of the cross entropy on the teacher's labels
     beta: float = 1.0               # of its reverse
     distillation: float = 1.0       # weight of the divergence from the teacher's probabilities
-    student: str = 'fresh'          # fresh: a new network, its backbone from the run's weights; teacher: goes on from the last model
+    student: str = 'fresh'          # fresh: a new network; teacher: goes on from the last model
+    student_weights: 'str | None' = None   # of a fresh student's backbone, a name or a file of SimCLR weights; none: the run's
     label_scales: list = (0.75, 1.0, 1.5)
     min_confidence: float = 0.0     # pixels below are ignored
     statistics: str = 'target'      # which images move the running batch-norm statistics: target, both (published), none (fixed), or all in one batch (joint)
@@ -75,11 +77,11 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
     target, teacher_file, weights = open_target(config), stage_dir(run_dir, before)/'model.pt', stage_dir(run_dir, 'reweighting')/'weights'
     with Stage(run_dir, stage, s, dict(teacher=teacher_file, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config))) as st:
         if st.skip: return st.dir
-        device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
+        device, space = pick_device(config.device), space_of(config)
         teacher = load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         target = replace(target, gain=teacher.gain)
         if not st.checkpoint(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
-        student = set_gain(start_model(config, device), teacher.gain) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
+        student = set_gain(start_model(replace(config, weights=s.student_weights or config.weights), device), teacher.gain) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
         class_weight = class_weights(domains[0], len(space), s.balance, device)

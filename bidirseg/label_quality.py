@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from .core import load_run, pick_device, stage_dir, stage_settings
-from .data import IGNORE, LABEL_SPACES, Samples, images_only, open_oracle, open_source
+from .data import IGNORE, space_of, Samples, images_only
+from .datasets import open_oracle, open_source
 from .evaluation import confusion_matrix, iou_per_class, mean_iou
 from .model import load_checkpoint
 from .prototypes import PAPER, PrototypesSettings, collect, make_labeller, rank_scores
@@ -70,7 +71,7 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
                    ) -> list[dict]:        # a row a method
     "Score every way to label the target's training images of a run."
     config = load_run(run_dir)
-    base, space, target = stage_settings(PrototypesSettings, config, 'prototypes'), LABEL_SPACES[config.label_space], open_oracle(config)
+    base, space, target = stage_settings(PrototypesSettings, config, 'prototypes'), space_of(config), open_oracle(config)
     few = target.select(np.unique(np.linspace(0, len(target) - 1, min(most, len(target))).round().astype(int)).tolist())
     warm = stage_dir(run_dir, 'warmup')/'model.pt'
     gain = load_checkpoint(warm)[0].gain

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'ARCHS', 'PUBLISHED_NAMES', 'normalise', 'check_images', 'upsample',
-           'dilate', 'ResNetBackbone', 'MobileNetBackbone', 'build_backbone', 'conv_bn_relu', 'ASPP', 'Decoder',
-           'SegmentationOutput', 'DeepLabV3Plus', 'set_gain', 'build_model', 'parameter_groups', 'save_checkpoint',
-           'load_checkpoint', 'rename_published', 'read_published', 'load_published']
+           'dilate', 'ResNetBackbone', 'MobileNetBackbone', 'rename_simclr', 'load_simclr', 'build_backbone',
+           'conv_bn_relu', 'ASPP', 'Decoder', 'SegmentationOutput', 'DeepLabV3Plus', 'set_gain', 'build_model',
+           'parameter_groups', 'save_checkpoint', 'load_checkpoint', 'is_checkpoint', 'rename_published',
+           'read_published', 'load_published']
 
 # %% ../nbs/03_model.ipynb #c7614e91
 from pathlib import Path
 from typing import NamedTuple
-import pickle, warnings
+import pickle, re, warnings
 
 import numpy as np
 import torch
@@ -98,12 +99,41 @@ class MobileNetBackbone(nn.Module):
         low = self.features[:4](images)
         return low, self.features[4:](low)
 
+# %% ../nbs/03_model.ipynb #3b2e3037
+def rename_simclr(key: str) -> str:
+    "torchvision's name of a parameter of the common PyTorch conversion of SimCLRv2."
+    key = key.removeprefix('module.')
+    for theirs, ours in ((r'net\.0\.0\.', 'conv1.'), (r'net\.0\.1\.0\.', 'bn1.'), (r'net\.(\d)\.blocks\.(\d+)\.projection\.shortcut\.', r'layer\1.\2.downsample.0.'), (r'net\.(\d)\.blocks\.(\d+)\.projection\.bn\.0\.', r'layer\1.\2.downsample.1.')):
+        if re.match(theirs, key): return re.sub(f'^{theirs}', ours, key)
+    if m := re.match(r'net\.(\d)\.blocks\.(\d+)\.net\.([024])\.(\w+)$', key): return f'layer{m[1]}.{m[2]}.conv{int(m[3]) // 2 + 1}.{m[4]}'
+    if m := re.match(r'net\.(\d)\.blocks\.(\d+)\.net\.([135])\.0\.(\w+)$', key): return f'layer{m[1]}.{m[2]}.bn{int(m[3]) // 2 + 1}.{m[4]}'
+    return key
+
+# %% ../nbs/03_model.ipynb #b73ed6b4
+def load_simclr(backbone: nn.Module,   # a residual network, changed in place
+                path: str | Path,      # a file of SimCLR weights
+                ) -> nn.Module:        # `backbone`, for images as our networks get them
+    "Load SimCLR weights; raises `InputError` when names or shapes do not all agree."
+    state = load_torch(path, 'a file of SimCLR weights')
+    for wrapper in ('resnet', 'state_dict', 'model'):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict): state = state[wrapper]
+    state = {rename_simclr(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, dict) else {}
+    state, own = {k: v for k, v in state.items() if not k.startswith('fc.')}, backbone.state_dict()
+    wrong = sorted({k for k in {*state, *own} if not k.endswith('num_batches_tracked') and (k not in state or k not in own or state[k].shape != own[k].shape)})
+    if wrong: raise InputError(f"{path} and {type(backbone).__name__} disagree on {len(wrong)} parameters, such as {', '.join(wrong[:3])}", "SimCLR weights of this very depth, width 1 and without selective kernels (1x_sk0)", "choose the backbone that the file was made for")
+    backbone.load_state_dict(state, strict=False)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    with torch.no_grad():
+        backbone.bn1.running_mean -= (backbone.conv1.weight * mean).sum((1, 2, 3))
+        backbone.conv1.weight *= std
+    return backbone
+
 # %% ../nbs/03_model.ipynb #f03098c8
 BACKBONES = ('resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'mobilenet_v2')
 
 # %% ../nbs/03_model.ipynb #d36e1f90
 def build_backbone(name: str,                    # one of BACKBONES
-                   weights: str | None = None,   # torchvision's name of pretrained weights; None: random
+                   weights: str | None = None,   # torchvision's name of pretrained weights, or a file of SimCLR weights; None: random
                    output_stride: int = 16,      # 8, 16 or 32
                    ) -> nn.Module:               # images -> (fine map, coarse map)
     "A torchvision network as a backbone."
@@ -112,6 +142,7 @@ def build_backbone(name: str,                    # one of BACKBONES
     if name == 'resnet10' and weights is None: return wrap(ResNet(BasicBlock, [1, 1, 1, 1]), output_stride)
     if weights is None: return wrap(torchvision.models.get_model(name, weights=None), output_stride)
     if name == 'resnet10': raise InputError(f"weights {weights!r} for resnet10", "no weights: torchvision has none for it", "set weights=none, or backbone=resnet18")
+    if str(weights).endswith(('.pth', '.pt', '.pkl', '.ckpt')): return load_simclr(wrap(torchvision.models.get_model(name, weights=None), output_stride), weights)
     known = torchvision.models.get_model_weights(name)
     weights = known[check_name(weights, known.__members__, f'weights of {name}')]
     try: net = torchvision.models.get_model(name, weights=weights)
@@ -274,6 +305,13 @@ def load_checkpoint(path: str | Path,                  # written by save_checkpo
     try: model.load_state_dict(data['state'])
     except RuntimeError as e: raise InputError(f"{path}: {str(e)[:200]}", what, "it was made by another version: train again") from None
     return model.to(device).eval(), data['extra']
+
+# %% ../nbs/03_model.ipynb #1bd2c643
+def is_checkpoint(path: str | Path) -> bool:
+    "Whether a file was written by `save_checkpoint`."
+    try: data = torch.load(path, map_location='meta', weights_only=True, mmap=True)
+    except Exception: return False   # whoever reads it in earnest says what is wrong
+    return isinstance(data, dict) and data.get('format') == 'bidirseg.model/1'
 
 # %% ../nbs/03_model.ipynb #b46a5589
 PUBLISHED_NAMES = {  # published prefix -> ours

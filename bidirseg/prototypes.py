@@ -23,7 +23,8 @@ from torch.nn import functional as F
 
 from .class_prototypes import GATES, ClassPrototypes, adapt, bic_per_class, draw_bic, gate_scores   # with the two names below
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, save_json, stage_dir, stage_settings, stream
-from .data import IGNORE, LABEL_SPACES, Samples, open_source, open_target, save_figure
+from .data import IGNORE, space_of, Samples, save_figure
+from .datasets import open_source, open_target
 from .mixtures import GaussianMixture, gaussian_log_density   # whoever asks this module for prototypes finds all of it
 from .model import load_checkpoint, upsample
 from .training import infer
@@ -282,7 +283,7 @@ def run(run_dir: str | Path, stage: str = 'prototypes', **settings) -> Path:  # 
     source, target, checkpoint = open_source(config), open_target(config), stage_dir(run_dir, 'warmup')/'model.pt'
     with Stage(run_dir, stage, s, dict(source=source.stamp(), target=target.stamp(), model=checkpoint)) as st:
         if st.skip: return st.dir
-        space = LABEL_SPACES[config.label_space]
+        space = space_of(config)
         model, _ = load_checkpoint(checkpoint, pick_device(config.device))
         samples = Samples(replace(target, gain=model.gain), config.size)
         rows, target_rows = collect(model, Samples(source, config.source_size), samples, s, config.seed)

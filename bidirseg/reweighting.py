@@ -21,7 +21,8 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, load_run, pick_device, progress, save_json, save_torch, stage_dir, stage_settings
-from .data import IGNORE, LABEL_SPACES, Images, Samples, images_only, open_source, open_target, save_figure
+from .data import IGNORE, space_of, Images, Samples, images_only, save_figure
+from .datasets import open_source, open_target
 from .mixtures import check_finite, check_rows
 from .model import build_backbone, load_checkpoint, upsample
 from .training import infer, to_device
@@ -157,7 +158,7 @@ def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  #
         regions = domain_features(backbone, images_only(source), s, 'source regions')
         mean_distance = float(nearest_distance(regions.flatten(0, 2), centroids).mean())
         samples = Samples(source, config.source_size)
-        entropy = measure_entropy(model, samples, len(LABEL_SPACES[config.label_space]))
+        entropy = measure_entropy(model, samples, len(space_of(config)))
         save_torch(st.dir/'centroids.pt', dict(centroids=centroids, mean_distance=mean_distance, class_entropy=entropy))
         picks, shown = np.unique(np.linspace(0, len(samples) - 1, 4).round().astype(int)).tolist(), []
         total = 0.0
@@ -167,6 +168,6 @@ def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  #
             with atomic_path(st.dir/'weights'/f'{source.keys[i]}.png') as tmp: Image.fromarray(w).save(tmp)
             total += w.mean() / 255 / len(samples)
             if i in picks: shown.append(w)
-        save_json(st.dir/'weights.json', dict(mean_distance=mean_distance, mean_weight=round(total, 4), class_entropy=dict(zip(LABEL_SPACES[config.label_space].classes, entropy.tolist()))))
+        save_json(st.dir/'weights.json', dict(mean_distance=mean_distance, mean_weight=round(total, 4), class_entropy=dict(zip(space_of(config).classes, entropy.tolist()))))
         save_figure(show_weights(samples, shown, picks), st.dir/'weights.png')
     return st.dir

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
-from .data import IGNORE, LABEL_SPACES, Images, Samples, augment, open_ids, open_source, open_target, strong_view
+from .data import IGNORE, LABEL_SPACES, space_of, Images, Samples, augment, open_ids, strong_view
+from .datasets import open_source, open_target
 from .model import load_checkpoint, upsample
 from .checkpoints import CRITERIA, Checkpoints
 from .class_prototypes import ClassPrototypes
@@ -183,7 +184,7 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
     with Stage(run_dir, stage, s, dict(model=start_from, labels=labels, weights=weights if s.source_weights else 'none', target=target.stamp(), style=source_style(config),
                                        prototypes=prototypes if s.select != 'last' else 'none')) as st:
         if st.skip: return st.dir
-        device, space = pick_device(config.device), LABEL_SPACES[config.label_space]
+        device, space = pick_device(config.device), space_of(config)
         student, teacher = (load_checkpoint(start_from)[0].to(device, memory_format=torch.channels_last) for _ in range(2))
         target = replace(target, gain=student.gain)
         domains = [source_samples(run_dir, config, s, s.source_weights),

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, RunConfig, Stage, check_name, progress, save_json, save_torch, seeded
-from .data import IGNORE, LABEL_SPACES, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
+from .data import IGNORE, LABEL_SPACES, space_of, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
 from .model import build_model, normalise, parameter_groups, save_checkpoint, upsample
 
 # %% ../nbs/03b_training.ipynb #de5cbd0a
@@ -303,13 +303,13 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
 # %% ../nbs/03b_training.ipynb #352117fe
 def start_model(config: RunConfig, device: torch.device) -> nn.Module:
     "The run's network before any training; the seed names its random part."
-    model = build_model(config.arch, config.backbone, len(LABEL_SPACES[config.label_space]), config.weights, config.output_stride, config.feature_dim, seed=config.seed)
+    model = build_model(config.arch, config.backbone, len(space_of(config)), config.weights, config.output_stride, config.feature_dim, seed=config.seed)
     return model.to(device, memory_format=torch.channels_last)
 
 # %% ../nbs/03b_training.ipynb #2f424c6f
 def finish(st: Stage, model: nn.Module, config: RunConfig, history: list[dict], domains: list[Samples]):
     "Write a training stage's artefacts: the network, the curves, the pictures."
-    space = LABEL_SPACES[config.label_space]
-    save_checkpoint(st.dir/'model.pt', model, classes=list(space.classes), label_space=space.name, size=list(config.size))
+    space = space_of(config)
+    save_checkpoint(st.dir/'model.pt', model, classes=list(space.classes), colors=[list(c) for c in space.colors], label_space=space.name, size=list(config.size))
     save_json(st.dir/'history.json', history)
     draw_training(st, model, domains, space, history)

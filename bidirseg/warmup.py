@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, seeded, stage_settings
-from .data import LABEL_SPACES, Images, Pairs, Samples, augment, open_oracle, open_source, open_target
+from .data import space_of, Images, Pairs, Samples, augment
+from .datasets import open_oracle, open_source, open_target
 from .model import set_gain, upsample
 from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, infer, make_loaders, start_model, to_device, train
 
@@ -195,7 +196,7 @@ def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the 
     size = config.source_size if stage != 'oracle' else config.size
     with Stage(run_dir, stage, s, dict(images=domain.stamp(), target=target.stamp() if stage == 'warmup' else '')) as st:
         if st.skip: return st.dir
-        device, space, change = pick_device(config.device), LABEL_SPACES[config.label_space], [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
+        device, space, change = pick_device(config.device), space_of(config), [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
         model, source = start_model(config, device), Samples(domain, size, transform=v2.Compose(change), seed=config.seed)
         if s.light == 'source': set_gain(model, round(mean_brightness(source) / mean_brightness(Samples(target, config.size)), 3))
         domains = [source, Samples(replace(target, gain=model.gain), config.size)]
