@@ -7,7 +7,7 @@ __all__ = ['parser', 'list_stages', 'command_evaluate', 'command_run', 'command_
            'main']
 
 # %% ../nbs/09c_command_line.ipynb #56077428
-import argparse, contextlib, json, sys
+import argparse, contextlib, json, os, sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -143,5 +143,6 @@ def main(argv: list[str] | None = None) -> int:  # exit status
         elif a.command == 'checkpoints': study_checkpoints(a.preset, a.seeds, a.out, a.set, a.update)
         elif a.command == 'bench': command_bench(a)
     except InputError as e: print(f'bidirseg: {e}', file=sys.stderr); return 2
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())   # whoever read our output has seen enough
     except KeyboardInterrupt: print('bidirseg: stopped; the same line goes on from here', file=sys.stderr); return 130
     return 0

@@ -264,7 +264,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
     run_dir = Path(run_dir)
     new, path = asdict(config), run_dir/'run.json'
     if path.exists():
-        old = load_json(path, "a run's configuration").get('config', {})
+        old = asdict(load_run(run_dir))
         flat = lambda d, p='': {k2: v2 for k, v in d.items() for k2, v2 in (flat(v, f'{p}{k}.') if isinstance(v, dict) and v else {p + k: v}).items()}
         o, n = flat(old), flat(new)
         diff = [f"{k.removeprefix('settings.')} was {o.get(k)!r} and is now {n.get(k)!r}" for k in sorted({*o, *n}) if o.get(k) != n.get(k) and k not in ('device', 'description', 'chosen_on')]
@@ -280,6 +280,7 @@ def load_run(run_dir: str | Path) -> RunConfig:
     if not path.is_file(): raise InputError(f"{run_dir} has no run.json", "a run directory", "start one with: bidirseg run PRESET --run-dir DIR")
     data = load_json(path, "a run's configuration")
     if not isinstance(data, dict) or data.get('format') != 1: raise InputError(f"{path} has format {data.get('format') if isinstance(data, dict) else data!r}", "format 1", "it was made by another version: run again in a new directory")
+    if not isinstance(data.get('config'), dict): raise InputError(f"{path} has no configuration", "a run's configuration", "it is broken or made by another version: run again in a new directory")
     return make_settings(RunConfig, data['config'])
 
 # %% ../nbs/00_core.ipynb #679176df

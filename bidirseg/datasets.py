@@ -172,6 +172,7 @@ def class_values(classes: dict[str, dict], ignore: list, encoding: str) -> tuple
     rgb = lambda v: isinstance(v, (list, tuple)) and len(v) == 3 and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 256 for x in v)
     good = rgb if encoding == 'colors' else lambda v: isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 2**31
     wanted, found = "a colour [red, green, blue], each 0 to 255" if encoding == 'colors' else "a whole number, 0 or more", {}
+    if not isinstance(ignore, (list, tuple)): raise InputError(f"ignore = {ignore!r}", "a list of values", "for instance ignore = [255]")
     if not isinstance(classes, dict) or not 1 <= len(classes) <= 255: raise InputError(f"classes = {str(classes)[:80]}", "1 to 255 classes", 'for instance [classes.road] with values = [0] and color = [128, 64, 128]')
     for train_id, (name, c) in enumerate([*classes.items(), (None, dict(values=ignore))]):
         if not isinstance(c, dict) or not isinstance(c.get('values'), (list, tuple)): raise InputError(f"class {name!r} = {c!r}", "a table with values and color", "for instance values = [0], color = [128, 64, 128]")
@@ -194,10 +195,10 @@ def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'l
     files = image_files(root/images, image_end)
     if not labelled: return pair_up(name, files, None)
     if not (root/labels).is_dir(): raise InputError(f"no folder {root/labels}", "label maps for a labelled domain", "add it, or name it with labels=")
-    if classes is None: space, codes, table = LABEL_SPACES[check_name(space, LABEL_SPACES, 'label space')], None, None
-    else: space, codes, table = class_values(classes, ignore, encoding)
-    if codes is None: table = lookup({i: i for i in range(len(space))}, ignore)
-    return pair_up(name, files, dict(image_files(root/labels, label_end)), replace(space, name=name) if classes else space, table, codes=codes, open_label=open_colors if encoding == 'colors' else open_ids)
+    known = LABEL_SPACES[check_name(space, LABEL_SPACES, 'label space')]
+    own, codes, table = class_values({c: dict(values=[i], color=rgb) for i, (c, rgb) in enumerate(zip(known.classes, known.colors))} if classes is None else classes, ignore, encoding)
+    if codes[-1] < 256: codes, table = None, lookup(dict(zip(codes.tolist(), table.tolist())))
+    return pair_up(name, files, dict(image_files(root/labels, label_end)), known if classes is None else replace(own, name=name), table, codes=codes, open_label=open_colors if encoding == 'colors' else open_ids)
 
 # %% ../nbs/02b_datasets.ipynb #d220493f
 READERS = {f.__name__: f for f in (scenes, camvid, idd_lite, cityscapes, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary, folder)}
@@ -229,6 +230,7 @@ def open_domain(spec: dict,             # dataset, its reader's options, and tho
         out = replace(out, open_image=partial(out.open_image, max_pixels=most), **({'open_label': partial(out.open_label, max_pixels=most)} if labelled else {}))
     if not labelled: return out
     if space is None: return out
+    if not isinstance(shared['merge'], dict): raise InputError(f"merge = {shared['merge']!r}", "a table: class of this data set = class of the run", 'for instance merge = { "van" = "car" }')
     to = id_table(out.space, space, shared['merge'])
     return replace(out, space=space, table=np.where(out.table >= 0, to[np.clip(out.table, 0, 255)], -1).astype(np.int16))
 

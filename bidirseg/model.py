@@ -301,9 +301,10 @@ def load_checkpoint(path: str | Path,                  # written by save_checkpo
     data, what = load_torch(path, 'a checkpoint written by save_checkpoint'), "a checkpoint written by save_checkpoint"
     if not isinstance(data, dict) or data.get('format') != 'bidirseg.model/1':
         raise InputError(f"{path} holds something else", what, "read the published files with load_published, or take another file")
-    model = build_model(**data['build'])
-    try: model.load_state_dict(data['state'])
-    except RuntimeError as e: raise InputError(f"{path}: {str(e)[:200]}", what, "it was made by another version: train again") from None
+    try:
+        model = build_model(**data['build'])
+        model.load_state_dict(data['state'])
+    except (RuntimeError, TypeError, KeyError, AttributeError, InputError) as e: raise InputError(f"{path}: {type(e).__name__} {str(e)[:200]}", what, "it is broken or made by another version: train again") from None
     return model.to(device).eval(), data['extra']
 
 # %% ../nbs/03_model.ipynb #1bd2c643

@@ -89,7 +89,7 @@ def with_domains(config: RunConfig, source: str | None = None, target: str | Non
     for k in ('source', 'target'):
         if not getattr(config, k): raise InputError(f"no {k}", "a source and a target", f"add --{k} FILE.toml, or name a preset")
     if not fit: return config
-    (height, width), (h, w) = (fit_size(*d.image(0).size) for d in (open_target(config), open_source(config)))
+    (height, width), (h, w) = (fit_size(*open_domain(spec, space_of(config), False, config.data_root).image(0).size) for spec in (config.target, config.source))
     alike = abs(h / w - height / width) < .05 * height / width
     return replace(config, height=height, width=width, source_height=None if alike else height, source_width=None if alike else 32 * round(height * w / h / 32))
 

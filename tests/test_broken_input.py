@@ -121,7 +121,7 @@ DOMAINS = '[source]\ndataset = "scenes"\n[target]\ndataset = "scenes"\ndomain = 
 def test_settings_files(tmp_path, capsys):
     path = tmp_path/'x.toml'
     for text, what in [('height = "tall"', "height = 'tall'"), ('hieght = 96', 'did you mean height'), ('height = 3', 'at least 16'), ('[warmup]\nsteps = 0', 'steps=0'), ('[warmup]\nsteps = 1.5', 'steps = 1.5'),
-                       ('[warmpu]\nsteps = 1', 'did you mean warmup'), ('rounds = -1', 'rounds=-1'), ('device = "gpu"', "device 'gpu'"), ('= 3', 'mend that line'), ('[source]\ndataset = "camvit"', 'did you mean camvid'), ('classes = 5', 'classes = 5')]:
+                       ('[warmpu]\nsteps = 1', 'did you mean warmup'), ('rounds = -1', 'rounds=-1'), ('device = "gpu"', "device 'gpu'"), ('= 3', 'mend that line'), ('[target]\ndataset = "scenes"\n[source]\ndataset = "camvit"', 'did you mean camvid'), ('classes = 5', 'classes = 5')]:
         path.write_text(text + '\n' + ('' if 'source' in text else DOMAINS))
         assert main(['run', str(path), '--run-dir', str(tmp_path/'run')]) == 2 and what in capsys.readouterr().err, text
     path.write_bytes(b'\xff\xfe\x00')

@@ -89,6 +89,13 @@ def test_introductions(pages, root):
 def test_readme(call): call(sys.executable, 'tools/readme.py', '--check')
 
 
+def test_readme_lists_the_deviations_that_explain_prints(root):
+    from bidirseg.plan import DEVIATIONS
+    text = (root/'README.md').read_text(encoding='utf-8')
+    rows = text[text.index('| published code | here | reason |'):].split('\n\n')[0].splitlines()[2:]
+    assert [tuple(c.strip() for c in r.strip('|').split('|')) for r in rows] == DEVIATIONS
+
+
 browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 

@@ -54,7 +54,7 @@ def test_check_names_what_is_wrong_and_goes_on(folders, described, tmp_path, cap
     for i in range(3):
         put(tmp_path/'im'/f'{i}.png', np.zeros((4, 4, 3), np.uint8)), put(tmp_path/'lab'/f'{i}.png', np.full((4, 4), [0, 1, 77][i], np.uint8))
     put(tmp_path/'im'/'alone.png', np.zeros((4, 4, 3), np.uint8))
-    (tmp_path/'im'/'1.png').write_bytes((tmp_path/'im'/'1.png').read_bytes()[:50])
+    (tmp_path/'im'/'1.png').write_bytes((tmp_path/'im'/'1.png').read_bytes()[:40])
     (tmp_path/'x.toml').write_text('dataset = "folder"\nroot = "."\nimages = "im"\nlabels = "lab"\nname = "x"\n[classes."<i>"]\nvalues = [0, 1]\ncolor = [1, 2, 3]\n')
     assert main(['check', '--source', str(tmp_path/'x.toml'), '--target', str(described[1]), '--out', str(tmp_path/'out'), '--workers', '2']) == 1
     said, page = capsys.readouterr().out, (tmp_path/'out'/'check.html').read_text()
