@@ -52,11 +52,12 @@ def survey(images: Images, space: LabelSpace,
            ) -> dict:                   # plain values for JSON
     "Counts, sizes, colours, errors and, where there are labels, class shares and values that mean nothing."
     picks = np.unique(np.linspace(0, len(images) - 1, min(sample or len(images), len(images))).round().astype(int)).tolist()
-    sizes, colours, values, errors = Counter(), [], Counter(), []
+    sizes, colours, values, errors, first = Counter(), [], Counter(), [], {}
     for look in progress(DataLoader(Looks(images, picks), batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=16 if workers else None), f'looking at {images.name}', len(picks)):
         if 'size' in look: sizes[' x '.join(map(str, look['size']))] += 1; colours.append(look['colour'])
         if 'error' in look: errors.append([look['key'], look['error']])
         values.update(look.get('values', {}))
+        for v in look.get('values', {}): first.setdefault(v, look['key'])
     mean = np.mean(colours, 0).round(1).tolist() if colours else [0.] * 6
     out = dict(dataset=images.name, images=len(images), opened=len(picks), sizes=dict(sizes.most_common()), rgb_mean=mean[:3], rgb_std=mean[3:], errors=errors)
     if not isinstance(images, Pairs): return out
@@ -64,7 +65,7 @@ def survey(images: Images, space: LabelSpace,
     counts = Counter()
     for i, n in zip(ids, values.values()): counts[i] += n
     inside = max(1, sum(counts[i] for i in range(len(space))))
-    return out | dict(missing=list(images.missing), ignored=round(counts[IGNORE] / total, 4), outside={str(v): round(n / total, 6) for i, (v, n) in zip(ids, values.items()) if i < 0},
+    return out | dict(missing=list(images.missing), ignored=round(counts[IGNORE] / total, 4), outside={str(v): [round(n / total, 6), first[v]] for i, (v, n) in zip(ids, values.items()) if i < 0},   # with the first image that has it
                       class_share={c: round(counts[i] / inside, 6) for i, c in enumerate(space.classes)})
 
 # %% ../nbs/02d_check.ipynb #d97d5039
@@ -113,7 +114,7 @@ def troubles(report: dict[str, dict]) -> list[list]:   # rows: domain, what, exa
     for k, r in report.items():
         if r['errors']: rows.append([k, f"{len(r['errors'])} of {r['opened']} cannot be used", '; '.join(f'{key}: {e}' for key, e in r['errors'][:20])])
         if r.get('missing'): rows.append([k, f"{len(r['missing'])} images without a label map", ', '.join(r['missing'][:20])])
-        if r.get('outside'): rows.append([k, 'values that the data set does not define', ', '.join(f'{v} on {100 * s:.2f} % of the pixels' for v, s in list(r['outside'].items())[:20])])
+        if r.get('outside'): rows.append([k, 'values that the data set does not define', ', '.join(f'{v} on {100 * s:.2f} % of the pixels, first in {key}' for v, (s, key) in list(r['outside'].items())[:20])])
     return rows
 
 # %% ../nbs/02d_check.ipynb #e37c14cd
