@@ -6,10 +6,10 @@
 __all__ = ['BENCHES', 'Row', 'at_least', 'at_most', 'seconds_of', 'medians', 'Rates', 'measure_rates', 'peak_memory_now',
            'report_peak', 'extra_memory', 'make_rows', 'BroadcastEM', 'start_of', 'mixture_at', 'sklearn_at',
            'sklearn_step', 'bench_em', 'bench_fit', 'make_prototypes', 'bench_scoring', 'make_map', 'bench_label_map',
-           'bare_loop', 'bench_training', 'bench_modes', 'bench_prototypes', 'bench_table']
+           'bare_loop', 'bench_training', 'bench_modes', 'bench_check', 'bench_prototypes', 'bench_table']
 
 # %% ../nbs/08b_bench.ipynb #6cf262c4
-import gc, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
+import contextlib, gc, io, math, os, re, resource, statistics, subprocess, sys, tempfile, time, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -17,11 +17,14 @@ from typing import Callable
 from . import _compat
 import sklearn.mixture
 import torch
+from PIL import Image
 from torch import Tensor
 
 from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
-from .data import space_of, Samples, augment
-from .datasets import open_source
+from .check import survey
+from .data import CITYSCAPES19, Samples, augment, space_of
+from .datasets import folder, open_source
+from .scenes import draw_scene
 from .mixtures import GaussianMixture, full_precision
 from .prototypes import ClassPrototypes
 from .training import make_loaders, make_optimizer, start_model, to_device, train
@@ -327,6 +330,32 @@ def bench_modes(device: str = 'cpu',   # cpu or cuda
         rows.append(Row(f'step_with_{name}', off / on, 'times as fast'))
     return rows
 
+# %% ../nbs/08b_bench.ipynb #f14679b0
+def bench_check(device: str = 'cpu',   # taken for the sake of the others, nothing is computed on it
+                pairs: int = 240, height: int = 724, width: int = 1448,   # about one megapixel
+                turns: int = 3) -> list[Row]:
+    "The walk through a labelled domain of PNGs: against decoding alone, and minutes for 20,000 pairs with all cores."
+    cpu, cores = torch.device('cpu'), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    with tempfile.TemporaryDirectory() as d:
+        for i in range(4):
+            image, label = draw_scene('camera', i, height, width)
+            for sub, a in (('images', image), ('labels', label)):
+                (Path(d)/sub).mkdir(exist_ok=True)
+                Image.fromarray(a).save(Path(d)/sub/f'{i}.png')
+        for k in range(4, pairs):
+            for sub in ('images', 'labels'): os.link(Path(d)/sub/f'{k % 4}.png', Path(d)/sub/f'{k}.png')
+        domain = folder(d)
+        few = domain.select(range(min(24, pairs)))
+        def decode():
+            for p in (*few.items, *few.label_items):
+                with Image.open(p) as im: im.load()
+        with contextlib.redirect_stdout(io.StringIO()):
+            walk, bare = medians([lambda: survey(few, CITYSCAPES19), decode], cpu, turns)
+            began = time.perf_counter()
+            survey(domain, CITYSCAPES19, workers=cores)
+            seconds = time.perf_counter() - began
+    return [at_most('check_over_decoding', walk / bare, 'times', 1.5), at_most(f'check_of_20000_pairs_with_{cores}_processes', 20000 / pairs * seconds / 60, 'minutes', 5.)]
+
 # %% ../nbs/08b_bench.ipynb #ef000748
 def bench_prototypes(device: str = 'cpu',       # cpu or cuda
                      step_rows: int = 40_000,   # rows of one EM step and of scoring
@@ -341,7 +370,7 @@ def bench_prototypes(device: str = 'cpu',       # cpu or cuda
             *bench_label_map(device, rates, height // 4, width // 4)]
 
 # %% ../nbs/08b_bench.ipynb #15dd97e1
-BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes)
+BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check)
 
 # %% ../nbs/08b_bench.ipynb #125a8788
 def bench_table(rows: list[Row]) -> str:

@@ -155,7 +155,7 @@ def run(run_dir: str | Path, stage: str = 'data', **settings) -> Path:  # the st
         if st.skip: return st.dir
         space = space_of(config)
         report = {k: survey(d, space, s.sample) for k, d in domains.items()}
-        for domain, what, examples in troubles(report): raise InputError(f"{domain}: {what}: {examples}", "data that can be used", "mend it; bidirseg check lists all that is wrong")
+        for domain, what, examples in troubles({k: r | dict(missing=[]) for k, r in report.items()}): raise InputError(f"{domain}: {what}: {examples}", "data that can be used", "mend it; bidirseg check lists all that is wrong")
         save_json(st.dir/'check.json', report)
         save_figure(show_domains(domains['source'], domains['target'], space), st.dir/'domains.png')
     return st.dir

@@ -13,6 +13,7 @@ from pathlib import Path
 from . import _compat
 import torch
 from nbclient.exceptions import DeadKernelError
+from papermill import PapermillExecutionError
 
 from .core import InputError, RunConfig, load_json, pick_device, stage_dir, stage_names, stage_settings, start_run
 from .data import default_workers, space_of
@@ -102,7 +103,9 @@ def trial(config: RunConfig, folder: Path, own_process: bool) -> dict[str, dict]
         print(f'trying {name}', file=sys.stderr, flush=True)
         with contextlib.redirect_stdout(io.StringIO()):
             try: run_stage(folder, name) if own_process else stage_of(name)[2](folder, **({'stage': name}))
-            except DeadKernelError: raise InputError(f"the process of {name} died in its trial", "a step that fits into the memory", f"set a smaller {name}.batch_size, crop_height and crop_width") from None
+            except (DeadKernelError, PapermillExecutionError, torch.OutOfMemoryError) as e:
+                if isinstance(e, PapermillExecutionError) and 'memory' not in f'{e.ename} {e.evalue}': raise
+                raise InputError(f"a step of {name} does not fit into the memory here" + (': its process was killed' if isinstance(e, DeadKernelError) else ''), "a step that fits", f"set a smaller {name}.batch_size, or crop_height and crop_width; or run it where there is more memory") from None
         out[name] = load_json(stage_dir(folder, name)/'stage.json') | dict(disk=sum(p.stat().st_size for p in stage_dir(folder, name).rglob('*') if p.is_file()))
     return out
 

@@ -64,8 +64,11 @@ def test_check_names_what_is_wrong_and_goes_on(folders, described, tmp_path, cap
 
 @pytest.fixture(scope='module')
 def run_dir(described, call, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp('runs')/'own'
-    call('bidirseg', 'run', '--source', described[0], '--target', described[1], '--run-dir', out, *settings)
+    out, here = tmp_path_factory.mktemp('runs')/'own', tmp_path_factory.mktemp('here')
+    beside = {p: sorted(p.parent.rglob('*')) for p in described}
+    call('bidirseg', 'run', '--source', described[0], '--target', described[1], '--run-dir', out, *settings, cwd=here)
+    assert not list(here.iterdir()) and not [p for p in out.parent.iterdir() if p != out], 'a run writes outside of its directory'
+    assert beside == {p: sorted(p.parent.rglob('*')) for p in described}, 'a run writes beside its data'
     return out
 
 
