@@ -85,9 +85,10 @@ def show_survey(report: dict[str, dict]):   # domain -> survey
     "Class shares of the labelled domains, and colours of all, side by side."
     labelled = {k: r for k, r in report.items() if 'class_share' in r}
     classes = list(next(iter(labelled.values()))['class_share'])
-    fig, (ax, by) = plt.subplots(1, 2, figsize=(4 + .35 * len(classes), 3), dpi=60, layout='constrained', width_ratios=[max(2, .2 * len(classes)), 1])
+    fig, (ax, by) = plt.subplots(1, 2, figsize=(max(9, 4 + .35 * len(classes)), 3.2), dpi=70, layout='constrained', width_ratios=[max(1.5, .2 * len(classes)), 1])
     for j, (k, r) in enumerate(labelled.items()): ax.bar(np.arange(len(classes)) + .4 * j, [max(100 * v, 1e-3) for v in r['class_share'].values()], .4, label=k)
     ax.set_xticks(range(len(classes)), classes, rotation=60, ha='right'), ax.set(yscale='log', ylabel='% of the labelled pixels'), ax.legend(fontsize=8)
+    ax.yaxis.set_major_formatter('{x:g}'), ax.yaxis.set_minor_formatter('')
     for j, (k, r) in enumerate(report.items()): by.errorbar(np.arange(3) + .15 * j, r['rgb_mean'], r['rgb_std'], fmt='o', capsize=3, label=k)
     by.set_xticks([.15, 1.15, 2.15], ['red', 'green', 'blue']), by.set(ylim=(0, 255), title='mean and spread inside an image', ylabel='value'), by.legend(fontsize=8)
     return fig
@@ -101,7 +102,8 @@ def show_overlays(pairs: Pairs, space: LabelSpace, n: int = 8):
         except InputError: continue
         if len(shown) == n: break
     cols = min(4, max(1, len(shown)))
-    fig, axes = plt.subplots(-(-max(1, len(shown)) // cols), cols, figsize=(3.2 * cols, 2 * -(-max(1, len(shown)) // cols)), dpi=60, squeeze=False, layout='constrained')
+    rows, tall = -(-max(1, len(shown)) // cols), max([im.height / im.width for _, im, _ in shown], default=1)
+    fig, axes = plt.subplots(rows, cols, figsize=(3.2 * cols, (3.2 * tall + .2) * rows), dpi=60, squeeze=False, layout='constrained')
     for ax in axes.ravel(): ax.axis('off')
     for ax, (key, im, label) in zip(axes.ravel(), shown):
         ax.imshow(np.where((label == IGNORE)[..., None], np.asarray(im), np.asarray(im) // 2 + space.colorize(label) // 2)), ax.set_title(key[-40:], fontsize=7, parse_math=False)
