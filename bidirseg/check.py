@@ -6,7 +6,7 @@
 __all__ = ['Looks', 'survey', 'show_domains', 'show_survey', 'show_overlays', 'troubles', 'check', 'DataSettings', 'run']
 
 # %% ../nbs/02d_check.ipynb #ee055167
-import html, os
+import html
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError, RunConfig, Stage, atomic_path, load_run, progress, save_json, stage_settings
-from .data import IGNORE, Images, LabelSpace, Pairs, save_figure, space_of
+from .data import IGNORE, Images, LabelSpace, Pairs, cores, plain, save_figure, space_of
 from .datasets import check_apart, open_domain, open_evaluation, open_source, open_target
-from .pages import html_figure, html_page, html_table
+from .pages import html_figure, html_page, html_table, markdown
 
 # %% ../nbs/02d_check.ipynb #f933f6bf
 class Looks(Dataset):
@@ -61,11 +61,12 @@ def survey(images: Images, space: LabelSpace,
     mean = np.mean(colours, 0).round(1).tolist() if colours else [0.] * 6
     out = dict(dataset=images.name, images=len(images), opened=len(picks), sizes=dict(sizes.most_common()), rgb_mean=mean[:3], rgb_std=mean[3:], errors=errors)
     if not isinstance(images, Pairs): return out
+    values = Counter(dict(values.most_common()))   # the most frequent first
     ids, total = images.train_ids(np.array(list(values), np.int64)).tolist() if values else [], max(1, values.total())
     counts = Counter()
     for i, n in zip(ids, values.values()): counts[i] += n
     inside = max(1, sum(counts[i] for i in range(len(space))))
-    return out | dict(missing=list(images.missing), ignored=round(counts[IGNORE] / total, 4), outside={str(v): [round(n / total, 6), first[v]] for i, (v, n) in zip(ids, values.items()) if i < 0},   # with the first image that has it
+    return out | dict(missing=list(images.missing), ignored=round(counts[IGNORE] / total, 4), outside={str(images.value(v)): [round(n / total, 6), first[v]] for i, (v, n) in [*zip(ids, values.items())] if i < 0},   # with the first image that has it
                       class_share={c: round(counts[i] / inside, 6) for i, c in enumerate(space.classes)})
 
 # %% ../nbs/02d_check.ipynb #d97d5039
@@ -87,7 +88,7 @@ def show_survey(report: dict[str, dict]):   # domain -> survey
     classes = list(next(iter(labelled.values()))['class_share'])
     fig, (ax, by) = plt.subplots(1, 2, figsize=(max(9, 4 + .35 * len(classes)), 3.2), dpi=70, layout='constrained', width_ratios=[max(1.5, .2 * len(classes)), 1])
     for j, (k, r) in enumerate(labelled.items()): ax.bar(np.arange(len(classes)) + .4 * j, [max(100 * v, 1e-3) for v in r['class_share'].values()], .4, label=k)
-    ax.set_xticks(range(len(classes)), classes, rotation=60, ha='right'), ax.set(yscale='log', ylabel='% of the labelled pixels'), ax.legend(fontsize=8)
+    ax.set_xticks(range(len(classes)), [*map(plain, classes)], rotation=60, ha='right'), ax.set(yscale='log', ylabel='% of the labelled pixels'), ax.legend(fontsize=8)
     ax.yaxis.set_major_formatter('{x:g}'), ax.yaxis.set_minor_formatter('')
     for j, (k, r) in enumerate(report.items()): by.errorbar(np.arange(3) + .15 * j, r['rgb_mean'], r['rgb_std'], fmt='o', capsize=3, label=k)
     by.set_xticks([.15, 1.15, 2.15], ['red', 'green', 'blue']), by.set(ylim=(0, 255), title='mean and spread inside an image', ylabel='value'), by.legend(fontsize=8)
@@ -102,11 +103,11 @@ def show_overlays(pairs: Pairs, space: LabelSpace, n: int = 8):
         except InputError: continue
         if len(shown) == n: break
     cols = min(4, max(1, len(shown)))
-    rows, tall = -(-max(1, len(shown)) // cols), max([im.height / im.width for _, im, _ in shown], default=1)
+    rows, tall = -(-max(1, len(shown)) // cols), min(3, max([im.height / im.width for _, im, _ in shown], default=1))
     fig, axes = plt.subplots(rows, cols, figsize=(3.2 * cols, (3.2 * tall + .2) * rows), dpi=60, squeeze=False, layout='constrained')
     for ax in axes.ravel(): ax.axis('off')
     for ax, (key, im, label) in zip(axes.ravel(), shown):
-        ax.imshow(np.where((label == IGNORE)[..., None], np.asarray(im), np.asarray(im) // 2 + space.colorize(label) // 2)), ax.set_title(key[-40:], fontsize=7, parse_math=False)
+        ax.imshow(np.where((label == IGNORE)[..., None], np.asarray(im), np.asarray(im) // 2 + space.colorize(label) // 2)), ax.set_title(plain(key[-40:]), fontsize=7)
     return fig
 
 # %% ../nbs/02d_check.ipynb #8a753692
@@ -116,15 +117,15 @@ def troubles(report: dict[str, dict]) -> list[list]:   # rows: domain, what, exa
     for k, r in report.items():
         if r['errors']: rows.append([k, f"{len(r['errors'])} of {r['opened']} cannot be used", '; '.join(f'{key}: {e}' for key, e in r['errors'][:20])])
         if r.get('missing'): rows.append([k, f"{len(r['missing'])} images without a label map", ', '.join(r['missing'][:20])])
-        if r.get('outside'): rows.append([k, 'values that the data set does not define', ', '.join(f'{v} on {100 * s:.2f} % of the pixels, first in {key}' for v, (s, key) in list(r['outside'].items())[:20])])
+        if r.get('outside'): rows.append([k, 'values that the data set does not define', ', '.join(f'{v} on {100 * s:.2f} % of the pixels, first in {key}' for v, (s, key) in list(r['outside'].items())[:20]) + (f", and {len(r['outside']) - 20} more" if len(r['outside']) > 20 else '')])
     return rows
 
 # %% ../nbs/02d_check.ipynb #e37c14cd
 def check(config: RunConfig, out: str | Path,   # where `check.html`, `check.json` and the pictures go
           workers: int | None = None,           # processes; None: as many as there are cores
           ) -> tuple[Path, list[list]]:         # the page, and what must be mended
-    "Walk through both domains."
-    out, space, workers = Path(out), space_of(config), os.cpu_count() if workers is None else workers
+    "Walk through both domains; prints what there is."
+    out, space, workers = Path(out), space_of(config), cores() if workers is None else workers
     pairs = lambda spec: open_domain(dict(spec, skip_missing=True), space, True, config.data_root)
     domains = dict(source=pairs(config.source), target=open_target(config), **(dict(evaluation=pairs(config.evaluation)) if config.evaluation else {}))
     check_apart(domains['source'], domains['target'], domains.get('evaluation'))
@@ -133,11 +134,13 @@ def check(config: RunConfig, out: str | Path,   # where `check.html`, `check.jso
     save_json(out/'check.json', report)
     figures = [(save_figure(show_survey(report), out/'survey.png'), 'Classes and colours')]
     figures += [(save_figure(show_overlays(d, space), out/f'{k}.png'), f'Labels over images: {k}') for k, d in domains.items() if isinstance(d, Pairs)]
+    tables = [(['domain', 'data set', 'images', 'sizes', 'ignored pixels'], [[k, r['dataset'], r['images'], ', '.join(f'{s} ({n})' for s, n in list(r['sizes'].items())[:6]), f"{100 * r['ignored']:.1f} %" if 'ignored' in r else 'no labels read'] for k, r in report.items()]),
+              (['domain', 'red', 'green', 'blue', 'spread of red', 'of green', 'of blue'], [[k, *r['rgb_mean'], *r['rgb_std']] for k, r in report.items()]),
+              (['class', *(k for k, r in report.items() if 'class_share' in r)], [[c, *(f"{100 * r['class_share'][c]:.3f}" for r in report.values() if 'class_share' in r)] for c in space.classes])]
     body = [f'<h1>Data of {html.escape(config.preset)}</h1>', '<h2>To mend</h2>' + html_table(['domain', 'what', 'such as'], wrong) if wrong else '<p>Nothing to mend.</p>',
-            '<h2>What there is</h2>', html_table(['domain', 'data set', 'images', 'sizes', 'ignored pixels'], [[k, r['dataset'], r['images'], ', '.join(f'{s} ({n})' for s, n in list(r['sizes'].items())[:6]), f"{100 * r['ignored']:.1f} %" if 'ignored' in r else 'no labels read'] for k, r in report.items()]),
-            html_table(['domain', 'red', 'green', 'blue', 'spread of red', 'of green', 'of blue'], [[k, *r['rgb_mean'], *r['rgb_std']] for k, r in report.items()]), *(html_figure(*f) for f in figures),
-            '<h2>Classes, % of the labelled pixels</h2>', html_table(['class', *(k for k, r in report.items() if 'class_share' in r)], [[c, *(f"{100 * r['class_share'][c]:.3f}" for r in report.values() if 'class_share' in r)] for c in space.classes])]
-    with atomic_path(out/'check.html') as tmp: tmp.write_text(html_page(f'Data of {config.preset}', ''.join(body)))
+            '<h2>What there is</h2>', html_table(*tables[0]), html_table(*tables[1]), *(html_figure(*f) for f in figures), '<h2>Classes, % of the labelled pixels</h2>', html_table(*tables[2])]
+    print('\n\n'.join(markdown(*t) for t in tables))
+    with atomic_path(out/'check.html') as tmp: tmp.write_text(html_page(f'Data of {config.preset}', ''.join(body)), encoding='utf-8', errors='backslashreplace')
     return out/'check.html', wrong
 
 # %% ../nbs/02d_check.ipynb #a39dcdd7

@@ -28,7 +28,8 @@ class InputError(ValueError):
                  wanted: str,        # what would have been right
                  fix: str,           # what the reader can do now
                  ):
-        self.seen, self.wanted, self.fix = (' '.join(str(t).split()).rstrip('.') for t in (seen, wanted, fix))
+        readable = lambda t: ' '.join(str(t).encode('utf-8', 'backslashreplace').decode().split())   # file names may be no text at all
+        self.seen, self.wanted, self.fix = (readable(t).rstrip('.') for t in (seen, wanted, fix))
         super().__init__(f"Seen: {self.seen}. Wanted: {self.wanted}. Fix: {self.fix}.")
 
     def __reduce__(self): return InputError, (self.seen, self.wanted, self.fix)
@@ -193,6 +194,8 @@ class RunConfig:
     def __post_init__(self):
         for k in ('height', 'width', 'source_height', 'source_width', 'crop_height', 'crop_width'):
             if (v := getattr(self, k)) is not None and v < 16: raise InputError(f"{k}={v}", "at least 16 pixels", f"set {k}={max(16, self.height)}")
+        for c, rgb in self.classes.items():
+            if not isinstance(rgb, (list, tuple)) or len(rgb) != 3 or not all(isinstance(v, int) and 0 <= v < 256 for v in rgb): raise InputError(f"class {c!r} has colour {rgb!r}", "[red, green, blue], each 0 to 255", "for instance road = [128, 64, 128]")
         if self.rounds < 0: raise InputError(f"rounds={self.rounds}", "0 or more rounds of distillation", "set rounds=2")
 
     @property
@@ -219,7 +222,7 @@ def load_preset(name: str,               # a preset's name, or the path of a TOM
                 ) -> RunConfig:
     "Read a preset, apply the changes, check every name of the run itself."
     path = Path(name) if str(name).endswith('.toml') else Path(__file__).parent/'presets'/f"{check_name(name, preset_names(), 'preset')}.toml"
-    try: tree = tomllib.loads(path.read_text())
+    try: tree = tomllib.loads(path.read_text(encoding='utf-8'))
     except OSError as e: raise InputError(f"{path}: {e.strerror}", "a preset file", "check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e: raise InputError(f"{path}: {e}", "a TOML file", "mend that line") from None
     for change in changes:

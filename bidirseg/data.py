@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'CITYSCAPES13', 'LABEL_SPACES', 'MERGES',
            'MAX_PIXELS', 'IMAGE_TYPES', 'LabelSpace', 'without', 'space_of', 'id_table', 'brighten', 'Images', 'Pairs',
-           'images_only', 'opened', 'open_rgb', 'open_ids', 'open_colors', 'open_ids16', 'pair_up', 'image_files',
-           'lookup', 'scenes', 'augment', 'strong_view', 'Samples', 'Batches', 'default_workers', 'train_loader',
-           'save_figure', 'picture']
+           'images_only', 'opened', 'open_rgb', 'open_ids', 'open_colors', 'pair_up', 'image_files', 'lookup', 'scenes',
+           'augment', 'strong_view', 'Samples', 'Batches', 'cores', 'default_workers', 'train_loader', 'save_figure',
+           'picture', 'plain']
 
 # %% ../nbs/02_data.ipynb #0db7127c
-import contextlib, os, re
+import contextlib, hashlib, os, re
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -137,6 +137,7 @@ class Pairs(Images):
     space: LabelSpace = None     # of the train ids
     table: np.ndarray = None     # (256,) id in the file -> train id, 255 ignored, -1 an error; (n,) with `codes`
     codes: np.ndarray = None     # (n,) sorted values in the files that the rows of `table` stand for; None: 0 ... 255
+    colored: bool = False        # `codes` are colours: red * 65536 + green * 256 + blue
     resize_label: bool = False   # bring label maps of another size to the image's (GTA5 has some)
     missing: tuple = ()          # keys of images that were left out for want of a label map
 
@@ -148,6 +149,9 @@ class Pairs(Images):
         if raw.dtype == np.uint8: return self.table[raw]
         known = (raw >= 0) & (raw < 256)
         return np.where(known, self.table[np.where(known, raw, 0)], -1)
+
+    def value(self, code: int):  # what a person calls a value of the label files
+        return [code >> 16, code >> 8 & 255, code & 255] if self.colored else int(code)
 
     def raw_label(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:  # (h, w) as in the file
         "What the label file of image `i` holds; raises `InputError` for another size than `size`."
@@ -162,7 +166,7 @@ class Pairs(Images):
         ids = self.train_ids(raw)
         if (bad := ids < 0).any():
             known = np.flatnonzero(self.table >= 0) if self.codes is None else self.codes
-            raise InputError(f"label map {self.label_items[i]} has values {np.unique(raw[bad])[:8].tolist()} on {bad.mean():.1%} of its pixels", f"values of {self.name}: {known.tolist()}", "check the data set's name, or the file")
+            raise InputError(f"label map {self.label_items[i]} has values {[*map(self.value, np.unique(raw[bad])[:8].tolist())]} on {bad.mean():.1%} of its pixels", f"values of {self.name}: {[*map(self.value, known.tolist())]}", "check the data set's name and the file, or, in a description of your own, add them to a class or to ignore")
         return ids.astype(np.uint8)
 
 # %% ../nbs/02_data.ipynb #552021c0
@@ -193,42 +197,49 @@ def open_rgb(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     with opened(path, 'an image', max_pixels) as im:
         im = ImageOps.exif_transpose(im)
         if im.mode == 'F': raise InputError(f"{path} holds floating point numbers", "an image of 8 or 16 bits", "convert it to PNG or JPEG")
-        if im.mode.startswith('I'): return Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8)).convert('RGB')   # 16 bit grey
+        if im.mode.startswith('I'):   # grey of 16 bits, or of 32 that hold less
+            a = np.asarray(im)
+            if a.min(initial=0) < 0 or a.max(initial=0) > 65535: raise InputError(f"{path} holds values from {a.min()} to {a.max()}", "an image of 8 or 16 bits", "convert it to PNG or JPEG")
+            return Image.fromarray((a if im.mode == 'I' and a.max(initial=0) < 256 else a // 257).astype(np.uint8)).convert('RGB')
         return (im.convert('RGBA') if 'transparency' in im.info else im).convert('RGB')
 
 # %% ../nbs/02_data.ipynb #1af1c69f
 def open_ids(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:  # (h, w) integers
-    "Open a label map as ids, whatever its depth; the first channel counts."
+    "Open a label map as ids of 8, 16 or 32 bits; the first channel counts."
     with opened(path, 'a label map', max_pixels) as im:
         if im.mode in ('F', 'CMYK', 'YCbCr', 'LAB', 'HSV'): raise InputError(f"{path} is an image of kind {im.mode}", "whole numbers: 8 or 16 bit grey, palette or RGB", "write it as a PNG of ids")
+        kind = im.tile[0].args if im.tile and isinstance(im.tile[0].args, str) else ''
         a = np.asarray(im)
-    return (a if a.ndim == 2 else a[..., 0]).astype(a.dtype if a.dtype != bool else np.uint8)
+    if kind in ('RGB;16B', 'RGBA;16B'):   # of 16 bits a channel Pillow keeps the high byte; read as if the bytes stood in the other order, the low one
+        with opened(path, 'a label map', max_pixels) as im:
+            im.tile = [im.tile[0]._replace(args=kind[:-1] + 'L')]
+            a = a.astype(np.uint16) << 8 | np.asarray(im)
+    a = a if a.ndim == 2 else a[..., 0]
+    return a.astype(np.uint8) if a.dtype == bool else a
 
 # %% ../nbs/02_data.ipynb #862811f6
 def open_colors(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:  # (h, w) int32: red * 65536 + green * 256 + blue
     "Open a label map that says its classes in colours."
-    with opened(path, 'a label map', max_pixels) as im: a = np.asarray(im.convert('RGB'), np.int32)
-    return a[..., 0] << 16 | a[..., 1] << 8 | a[..., 2]
-
-# %% ../nbs/02_data.ipynb #74ac7989
-def open_ids16(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    "The first channel's low byte of a 16 bit RGB PNG; Pillow by itself keeps the high byte, which is zero."
     with opened(path, 'a label map', max_pixels) as im:
-        if im.tile and im.tile[0].args == 'RGB;16B': im.tile = [im.tile[0]._replace(args='RGB;16L')]
-        a = np.asarray(im)
-    return a if a.ndim == 2 else a[..., 0]
+        if im.mode == 'F' or im.mode.startswith('I'): raise InputError(f"{path} is an image of kind {im.mode}", "colours of 8 bits", 'set encoding = "ids" if it holds ids')
+        a = np.asarray(im.convert('RGB'), np.int32)
+    return a[..., 0] << 16 | a[..., 1] << 8 | a[..., 2]
 
 # %% ../nbs/02_data.ipynb #2ab90176
 def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in order
             labels: dict[str, Path] | None,            # key -> label path; None: no labels
             space: LabelSpace | None = None, table: np.ndarray | None = None, **more) -> Images:
     "`Pairs` where labels are given, without the images that have none (they are in `missing`), else `Images`; raises `InputError` for none at all."
-    safe = lambda k: re.sub(r'[^\w.-]+', '__', k)
+    def safe(k):   # as a file name, which may not be longer than 255 bytes with its ending
+        s = re.sub(r'[^\w.-]+', '__', k)
+        return s if len(s.encode()) < 200 else f"{s[:40]}_{hashlib.sha256(k.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
     missing = tuple(safe(k) for k, _ in files if k not in labels) if labels is not None else ()
     found, files = len(files), [(k, p) for k, p in files if labels is None or k in labels]
     if not files: raise InputError(f"{found} images of {name} and no label map of theirs" if found else f"no images of {name} found", "at least one with its label map" if found else "at least one", "check the root, the split and, for a folder, how file names end")
     keys = tuple(safe(k) for k, _ in files)
-    if len(set(keys)) < len(keys): raise InputError(f"{len(keys) - len(set(keys))} images of {name} share a name with another, such as {next(k for k in keys if keys.count(k) > 1)}", "a name for each", "rename them")
+    if len(firsts := dict(zip(keys[::-1], files[::-1]))) < len(keys):
+        k, other = next((k, f) for k, f in zip(keys[::-1], files[::-1]) if firsts[k] != f)
+        raise InputError(f"{len(keys) - len(firsts)} images of {name} would be called like another: {firsts[k][1]} and {other[1]} both {k}", "names that differ in letters, digits, dots or dashes", "rename them")
     common = dict(name=name, items=tuple(p for _, p in files), keys=keys, open_image=open_rgb)
     if labels is None: return Images(**common)
     return Pairs(**{**common, 'open_label': open_ids, **more}, label_items=tuple(labels[k] for k, _ in files), space=space, table=table, missing=missing)
@@ -245,7 +256,8 @@ def image_files(folder: Path, end: str = '') -> list[tuple[str, Path]]:  # (path
         real = os.path.realpath(at)
         if real in seen: folders.clear(); continue
         seen.add(real)
-        out += [p for n in names if not n.startswith('.') and n.lower().endswith(end.lower() or IMAGE_TYPES) and (p := Path(at, n)).is_file()]
+        folders[:] = [f for f in folders if not f.startswith('.') and f != '__MACOSX']
+        out += [p for n in names if not n.startswith('.') and n.lower().endswith(end.lower() or IMAGE_TYPES) and os.path.isfile(p := Path(at, n))]
     key = lambda p: p.relative_to(folder).as_posix()[:-len(end)] if end else p.relative_to(folder).with_suffix('').as_posix()
     return [(key(p), p) for p in sorted(out)]
 
@@ -352,10 +364,13 @@ class Batches:
             yield batch
 
 # %% ../nbs/02_data.ipynb #7a0b0028
+def cores() -> int:
+    "Processors that this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 def default_workers(device: torch.device) -> int:
     "Data workers beside the training process: none on a small machine's CPU, where both would share the same cores."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return min(8, cores // 2) if device.type == 'cuda' else 0
+    return min(8, cores() // 2) if device.type == 'cuda' else 0
 
 # %% ../nbs/02_data.ipynb #4b8d23bd
 def train_loader(samples: Samples, batch_size: int, start: int, stop: int,  # steps
@@ -375,3 +390,8 @@ def save_figure(fig, path: Path) -> Path:
 def picture(path: Path) -> Image.Image:
     "A stage's picture for a notebook: in 64 colours it is a quarter of the size."
     return Image.open(path).convert('RGB').quantize(64)
+
+# %% ../nbs/02_data.ipynb #f10b3b62
+def plain(text: str) -> str:
+    "A name as it is: between two dollars matplotlib would read a formula."
+    return text.replace('$', r'\$')

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from .core import InputError, Stage, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
-from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, Images, LabelSpace, Pairs, Samples, brighten, images_only, open_ids, save_figure, space_of
+from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, Images, LabelSpace, Pairs, Samples, brighten, images_only, open_ids, plain, save_figure, space_of
 from .datasets import open_evaluation, open_oracle, open_target
 from .model import load_checkpoint, upsample
 from .training import infer
@@ -105,12 +105,12 @@ PEERS = [  # method, backbone, GTA5 -> Cityscapes (19), SYNTHIA -> Cityscapes (1
     ('HRDA', 'MiT-B5', 73.8, '65.8 / -', "its README"), ('MIC (HRDA)', 'MiT-B5', 75.9, '', "its README"), ('VFM-UDA++', 'DINOv2-L', 79.8, '', "its README")]
 
 # %% ../nbs/08_evaluation.ipynb #76bec929
-def peer_table(score: dict, what: str, source: str | None = None,  # from `scores`; a name for it; the source's data set, None: unknown
+def peer_table(score: dict, what: str, backbone: str = '', source: str | None = None,  # from `scores`; names for it; the source's data set, None: unknown
                ) -> tuple[list, list[list]]:                       # head and rows
     "Our 19, 16 and 13 class means above the published ones."
     m = {k: f'{100 * v:.1f}' for k, v in score['miou_by_classes'].items()}
     two = f"{m['cityscapes16']} / {m['cityscapes13']}"
-    mine = [what, '', m['cityscapes19'] if source != 'synthia' else '', two if source != 'gta5' else '', f"this run, {score['images']} images"]
+    mine = [what, backbone, m['cityscapes19'] if source != 'synthia' else '', two if source != 'gta5' else '', f"this run, {score['images']} images"]
     return ['method', 'backbone', 'GTA5 to Cityscapes, 19 classes', 'SYNTHIA to Cityscapes, 16 / 13 classes', 'read in'], [mine, *map(list, PEERS)]
 
 # %% ../nbs/08_evaluation.ipynb #60f1008a
@@ -125,7 +125,7 @@ def show_classes(results: dict[str, dict], first: str, last: str):
     fig, ax = plt.subplots(figsize=(max(6, .5 * len(names)), 2.6), dpi=70)
     for shift, stage, colour in ((-.2, first, '0.7'), (.2, last, 'tab:blue')):
         ax.bar(np.arange(len(names)) + shift, [100 * (results[stage]['iou'][n] or 0) for n in names], .4, label=f"{stage} ({100 * results[stage]['miou']:.1f})", color=colour)
-    ax.set_xticks(range(len(names)), names, rotation=50, ha='right'), ax.set(ylabel='IoU, %'), ax.legend(fontsize=8)
+    ax.set_xticks(range(len(names)), [*map(plain, names)], rotation=50, ha='right'), ax.set(ylabel='IoU, %'), ax.legend(fontsize=8)
     return fig
 
 # %% ../nbs/08_evaluation.ipynb #bb0eb363
@@ -134,7 +134,8 @@ def show_confusion(cm: np.ndarray, classes: tuple[str, ...], title: str):
     cm = np.asarray(cm, float)
     fig, ax = plt.subplots(figsize=(5.2, 4.6), dpi=70)
     shown = ax.imshow(cm / np.maximum(1, cm.sum(1, keepdims=True)), vmin=0, vmax=1, cmap='Blues')
-    ax.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7), ax.set_yticks(range(len(classes)), classes, fontsize=7)
+    names = [*map(plain, classes)]
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7), ax.set_yticks(range(len(names)), names, fontsize=7)
     ax.set(xlabel='predicted', ylabel='label', title=title), fig.colorbar(shown)
     return fig
 

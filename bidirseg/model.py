@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'BACKBONES', 'ARCHS', 'PUBLISHED_NAMES', 'normalise', 'check_images', 'upsample',
            'dilate', 'ResNetBackbone', 'MobileNetBackbone', 'rename_simclr', 'load_simclr', 'build_backbone',
-           'conv_bn_relu', 'ASPP', 'Decoder', 'SegmentationOutput', 'DeepLabV3Plus', 'set_gain', 'build_model',
-           'parameter_groups', 'save_checkpoint', 'load_checkpoint', 'is_checkpoint', 'rename_published',
+           'conv_bn_relu', 'ASPP', 'Decoder', 'SegmentationOutput', 'DeepLabV3Plus', 'usual_feature_dim', 'set_gain',
+           'build_model', 'parameter_groups', 'save_checkpoint', 'load_checkpoint', 'is_checkpoint', 'rename_published',
            'read_published', 'load_published']
 
 # %% ../nbs/03_model.ipynb #c7614e91
@@ -233,6 +233,11 @@ class DeepLabV3Plus(nn.Module):
 # %% ../nbs/03_model.ipynb #843df753
 ARCHS = {'deeplabv3plus': DeepLabV3Plus}
 
+# %% ../nbs/03_model.ipynb #d5324c2b
+def usual_feature_dim(backbone: str) -> int:
+    "Channels of the feature that suit a backbone: 256 as published, 64 for the small ones."
+    return 64 if backbone in ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2') else 256
+
 # %% ../nbs/03_model.ipynb #fd48c6f5
 def set_gain(model: nn.Module, gain: float) -> nn.Module:  # `model`
     "Note what images are to be brightened by for a network; whoever reads images for it asks `model.gain`."
@@ -253,7 +258,7 @@ def build_model(arch: str = 'deeplabv3plus',      # one of ARCHS
                 ) -> nn.Module:                   # images (b, 3, h, w) -> SegmentationOutput
     "A network that returns features and logits; wrong settings raise `InputError`."
     check_name(arch, ARCHS, 'arch'), check_name(backbone, BACKBONES, 'backbone')
-    if feature_dim is None: feature_dim = 64 if backbone in ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2') else 256
+    if feature_dim is None: feature_dim = usual_feature_dim(backbone)
     if output_stride not in (8, 16, 32): raise InputError(f"output_stride {output_stride}", "8, 16 or 32", "set output_stride=16, the published one")
     for name, value in (('num_classes', num_classes), ('feature_dim', feature_dim)):
         if not isinstance(value, int) or value < 1: raise InputError(f"{name} {value!r}", "a whole number, 1 or more", f"set {name} to how many there are")

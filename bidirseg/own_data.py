@@ -7,7 +7,7 @@ __all__ = ['KNOWN', 'NOTES', 'read_description', 'description_space', 'guess_end
            'write_description']
 
 # %% ../nbs/02c_own_data.ipynb #537f0254
-import bisect, json, os, tomllib
+import bisect, colorsys, json, os, tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from . import _compat
 import numpy as np
 
 from .core import InputError, atomic_path
-from .data import CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LabelSpace, image_files, open_colors, open_ids, opened
-from .datasets import CITYSCAPES_IDS, READERS, open_domain
+from .data import CAMVID11, CITYSCAPES19, IDD_LITE7, LabelSpace, image_files, open_colors, open_ids, opened
+from .datasets import CITYSCAPES_IDS, open_domain
 
 # %% ../nbs/02c_own_data.ipynb #a3449268
 def read_description(path: str | Path) -> dict:   # what a preset's table of a domain holds, `root` as a full path
@@ -30,16 +30,16 @@ def read_description(path: str | Path) -> dict:   # what a preset's table of a d
     if 'root' in spec: spec['root'] = str((path.parent/Path(spec['root']).expanduser()).resolve())
     return spec
 
-def description_space(spec: dict) -> LabelSpace:
+def description_space(spec: dict, data_root: str | None = None) -> LabelSpace:
     "The classes of a description's label maps."
-    return open_domain(dict(spec, skip_missing=True, merge={}), None).space
+    return open_domain(dict(spec, skip_missing=True, merge={}), None, True, data_root).space
 
 # %% ../nbs/02c_own_data.ipynb #17af8604
 def guess_endings(images: list[str], labels: list[str]) -> tuple[str, str]:   # endings of images and label maps; '' where only the suffix differs
     "How file names end beyond the part that an image and its label map share."
     if not labels: return '', ''
     bare = lambda n: n.rsplit('.', 1)[0]
-    if {*map(bare, images)} & {*map(bare, labels)}: return '', ''
+    if len({*map(bare, images)} & {*map(bare, labels)}) >= .5 * min(len(images), len(labels)): return '', ''
     labels, votes = sorted(labels), Counter()
     for a in images[:50]:
         at = bisect.bisect(labels, a)
@@ -49,14 +49,14 @@ def guess_endings(images: list[str], labels: list[str]) -> tuple[str, str]:   # 
     for (x, y), _ in votes.most_common(50):
         keys = {n[:-len(x)] for n in images if x and n.endswith(x)} & {n[:-len(y)] for n in labels if y and n.endswith(y)}
         if len(keys) >= .5 * min(len(images), len(labels)): return x, y
-    raise InputError(f"images such as {images[0]} and label maps such as {labels[0]}", "names that differ in how they end and in nothing else", "rename them, or write image_end and label_end into the file by hand")
+    raise InputError(f"images such as {images[0]} and label maps such as {labels[0]}", "names that differ in how they end and in nothing else", "rename them so that a pair begins alike")
 
 # %% ../nbs/02c_own_data.ipynb #210d2e73
 KNOWN = (CITYSCAPES19, CAMVID11, IDD_LITE7)
 
 def _paint(i: int) -> list[int]:
-    "A colour for class `i`, unlike its neighbours'."
-    return [int(64 + 48 * ((i * k) % 5) % 192) for k in (1, 3, 7)] if i else [128, 64, 128]
+    "A colour for class `i`, unlike the others'."
+    return [round(255 * v) for v in colorsys.hsv_to_rgb(.618 * i % 1, .55 + .45 * (i % 2), .9 - .3 * (i // 2 % 2))]
 
 def guess_classes(counts: dict,       # id, or (red, green, blue) -> pixels
                   palette: dict = {}, # id -> (red, green, blue), of palette PNGs
@@ -67,21 +67,24 @@ def guess_classes(counts: dict,       # id, or (red, green, blue) -> pixels
     for space in KNOWN:
         name = dict(zip(space.colors, space.classes))
         if len(hits := [v for v in counts if shade(v) in name]) >= max(2, .7 * len([v for v in counts if v not in (0, 255, (0, 0, 0))])):
-            classes = {name[shade(v)]: dict(values=[list(v) if coloured else v], color=list(shade(v))) for v in sorted(hits, key=lambda v: space.colors.index(shade(v)))}
+            classes = {}
+            for v in sorted(hits, key=lambda v: space.colors.index(shade(v))): classes.setdefault(name[shade(v)], dict(values=[], color=list(shade(v))))['values'].append(list(v) if coloured else v)   # several ids may share a colour
             return classes, [list(v) if coloured else v for v in counts if shade(v) not in name], f'{len(hits)} colours of {space.name}'
     if not coloured and max(counts) <= 33 and len({*counts} & {*CITYSCAPES_IDS}) > len({*counts} & {*range(7), 9, 10, 14, 15, 16, 18, 29, 30}) and max(counts) > 18:
         return {CITYSCAPES19.classes[t]: dict(values=[i], color=list(CITYSCAPES19.colors[t])) for i, t in CITYSCAPES_IDS.items()}, sorted({*range(34), 255} - {*CITYSCAPES_IDS}), "ids that Cityscapes' label maps have"
-    values = sorted(v for v in counts if v not in (255, 65535))
+    mask = not coloured and len(counts) == 2 and 255 in counts   # black and white: both are classes
+    values = sorted(v for v in counts if mask or v not in (255, 65535))
     if not values: raise InputError("label maps that are ignored everywhere", "some values beside 255", "check that these are the label maps")
     classes = {f'class {i}': dict(values=[list(v) if coloured else v], color=list(v) if coloured else _paint(i)) for i, v in enumerate(values)}
-    return classes, [v for v in (255, 65535) if v in counts or v == 255] if not coloured else [], 'the values themselves: give the classes their names'
+    return classes, [v for v in (255, 65535) if v in counts or v == 255] if not coloured and not mask else [], 'the values themselves: give the classes their names'
 
 def guess_description(images: str | Path, labels: str | Path | None = None, look: int = 60) -> tuple[dict, list[str]]:   # the description, and what was seen
     "Describe a folder of images and, perhaps, one of label maps, by looking at up to `look` of these."
     images, labels = Path(images).resolve(), Path(labels).resolve() if labels else None
     for p in filter(None, (images, labels)):
         if not p.is_dir(): raise InputError(f"{p} is no folder", "a folder of images", "check the path")
-    names = lambda folder: [p.relative_to(folder).as_posix() for _, p in image_files(folder)]
+    names = lambda folder, end='': [p.relative_to(folder).as_posix() for _, p in image_files(folder, end)]
+    if labels and labels != images and labels.is_relative_to(images): raise InputError(f"label maps in {labels}, inside of the images' folder {images}", "two folders side by side: label maps are images, too", "name the folder that holds the images alone")
     mine = names(images)
     if not mine: raise InputError(f"no image in {images}", "PNG, JPEG, WebP, TIFF or BMP files", "check the path")
     root = Path(os.path.commonpath([images, labels])) if labels else images.parent
@@ -98,15 +101,17 @@ def guess_description(images: str | Path, labels: str | Path | None = None, look
     seen.append(f'{len(theirs)} label maps, {both} of them with an image' + (f'; names end in {x} and {y}' if x else '; names are the same'))
     if x: spec |= dict(image_end=x, label_end=y)
     counts, palette, coloured = Counter(), {}, False
+    theirs = names(labels, y)   # there may be other files beside
     picks = [labels/theirs[i] for i in np.unique(np.linspace(0, len(theirs) - 1, min(look, len(theirs))).astype(int))]
     for p in picks:
         with opened(p, 'a label map') as im:
+            if im.format == 'JPEG': raise InputError(f"{p} is a JPEG", "label maps that were kept as they are: JPEG changes values at edges", "take the original, or write PNGs of ids")
             if im.mode == 'P': palette |= {i: tuple(im.getpalette('RGB')[3 * i:3 * i + 3]) for i in range(len(im.getpalette('RGB')) // 3)}
             if im.mode in ('RGB', 'RGBA') and not coloured: coloured = bool(np.ptp(np.asarray(im)[..., :3], -1).any())
     for p in picks:
         values, n = np.unique(open_colors(p) if coloured else open_ids(p), return_counts=True)
         counts.update({(int(v) >> 16, int(v) >> 8 & 255, int(v) & 255) if coloured else int(v): int(k) for v, k in zip(values, n)})
-    if len(counts) > 256: raise InputError(f"more than 256 different {'colours' if coloured else 'values'} in {len(picks)} label maps of {labels}", "label maps: one value for a class", "JPEG label maps are blurred at edges, and instance ids are no classes: convert them to PNGs of class ids")
+    if len(counts) > 256: raise InputError(f"more than 256 different {'colours' if coloured else 'values'} in {len(picks)} label maps of {labels}", "label maps: one value for a class", "instance ids are no classes: convert them to PNGs of class ids")
     classes, ignore, why = guess_classes(counts, palette)
     total = sum(counts.values())
     seen += [f"{'colours' if coloured else 'ids'}, {len(counts)} of them in {len(picks)} label maps", f'{len(classes)} classes by {why}',
@@ -129,9 +134,10 @@ def write_description(spec: dict, path: str | Path) -> Path:
     lines = [f'# Made by bidirseg init-data. Everything here is a guess that you can mend; bidirseg check shows what comes of it.']
     for k, v in dict(spec, root=os.path.relpath(root, path.parent.resolve())).items():
         if k != 'classes': lines.append(f'{k + " = " + _toml(v):40} # {NOTES[k]}')
-    if 'classes' in spec: lines += ['', '# A class: the values that stand for it in the label maps (several are merged) and its colour in pictures.', '# Classes of source and target belong together by name; merge = { "van" = "car" } above says more.']
+    if 'classes' in spec: lines += ['', '# A class: the values that stand for it in the label maps (several are merged) and its colour in pictures.', '# Classes of source and target belong together by name. In the file of a target, merge = { "van" = "car" } above says what counts as what.']
     for name, c in spec.get('classes', {}).items(): lines += [f'[classes.{_toml(name)}]', f'values = {_toml(c["values"])}', f'color = {_toml(c["color"])}']
     text = '\n'.join(lines) + '\n'
-    tomllib.loads(text)   # what cannot be read back is not written
+    try: tomllib.loads(text), text.encode('utf-8')   # what cannot be read back is not written
+    except (tomllib.TOMLDecodeError, UnicodeEncodeError) as e: raise InputError(f"names that cannot be written: {e}", "names that are text", "rename the folders") from None
     with atomic_path(path) as tmp: tmp.write_text(text, encoding='utf-8')
     return path

@@ -12,7 +12,7 @@ from pathlib import Path
 # %% ../nbs/00b_pages.ipynb #d21077fd
 def html_table(head: list, rows: list[list]) -> str:
     "A table; cells are escaped, numbers are set to the right."
-    cell = lambda x: f'<td class="n">{x:.1f}</td>' if isinstance(x, float) else '<td class="n">-</td>' if x == '-' else f'<td>{html.escape(str(x))}</td>'
+    cell = lambda x: f'<td class="n">{x:.1f}</td>' if isinstance(x, float) else f'<td class="n">{x}</td>' if isinstance(x, int) else '<td class="n">-</td>' if x == '-' else f'<td>{html.escape(str(x))}</td>'
     return '<table><tr>' + ''.join(f'<th>{html.escape(str(h))}</th>' for h in head) + '</tr>' + ''.join('<tr>' + ''.join(map(cell, r)) + '</tr>' for r in rows) + '</table>'
 
 # %% ../nbs/00b_pages.ipynb #1de34a0b

@@ -66,8 +66,9 @@ def check_config(config: RunConfig):
 def full_paths(config: RunConfig) -> RunConfig:
     "Folders as full paths: a run directory is read later from other places."
     full = lambda p: str(Path(p).expanduser().resolve())
+    weights = lambda d: {k: full(v) if k.endswith('weights') and str(v).endswith(('.pth', '.pt', '.pkl', '.ckpt')) else v for k, v in d.items()}
     domain = lambda d: dict(d, root=full(d['root'])) if d.get('root') else d
-    return replace(config, data_root=full(config.data_root) if config.data_root else None, source=domain(config.source), target=domain(config.target), evaluation=domain(config.evaluation))
+    return replace(config, **weights(dict(weights=config.weights)), settings={k: weights(v) for k, v in config.settings.items()}, data_root=full(config.data_root) if config.data_root else None, source=domain(config.source), target=domain(config.target), evaluation=domain(config.evaluation))
 
 # %% ../nbs/09_pipeline.ipynb #8661b105
 def fit_size(width: int, height: int, shorter: int = 384) -> tuple[int, int]:   # height and width, multiples of 32
@@ -77,21 +78,24 @@ def fit_size(width: int, height: int, shorter: int = 384) -> tuple[int, int]:   
 
 # %% ../nbs/09_pipeline.ipynb #d561b369
 def with_domains(config: RunConfig, source: str | None = None, target: str | None = None, evaluation: str | None = None,  # TOML files
-                 fit: bool = True,    # take the size from the target's first image
+                 given: set = frozenset(),   # names of settings that stay as they are
                  ) -> RunConfig:
-    "The run between data sets that are described in files."
+    "The run between data sets that are described in files, its sizes taken from their first images."
     if source:
         spec = read_description(source)
-        space = description_space(spec)
+        space = description_space(spec, config.data_root)
         config = replace(config, source=spec, label_space=space.name, classes={} if LABEL_SPACES.get(space.name) == space else {c: list(rgb) for c, rgb in zip(space.classes, space.colors)})
     if target: config = replace(config, target=read_description(target), evaluation={}, oracle=False)
     if evaluation: config = replace(config, evaluation=read_description(evaluation))
     for k in ('source', 'target'):
         if not getattr(config, k): raise InputError(f"no {k}", "a source and a target", f"add --{k} FILE.toml, or name a preset")
-    if not fit: return config
+    if not (source or target): return config
     (height, width), (h, w) = (fit_size(*open_domain(spec, space_of(config), False, config.data_root).image(0).size) for spec in (config.target, config.source))
+    if 'height' in given and 'width' not in given: height, width = config.height, max(32, 32 * round(config.height * width / height / 32))
+    elif 'width' in given and 'height' not in given: height, width = max(32, 32 * round(config.width * height / width / 32)), config.width
     alike = abs(h / w - height / width) < .05 * height / width
-    return replace(config, height=height, width=width, source_height=None if alike else height, source_width=None if alike else 32 * round(height * w / h / 32))
+    new = dict(height=height, width=width, source_height=None if alike else height, source_width=None if alike else max(32, 32 * round(height * w / h / 32)), crop_height=None, crop_width=None)
+    return replace(config, **{k: v for k, v in new.items() if k not in given})
 
 # %% ../nbs/09_pipeline.ipynb #e3af7d4f
 def parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
@@ -133,9 +137,9 @@ def score_rows(results: dict[str, dict]) -> tuple[list, list[list]]:  # head and
 def beside_peers(run_dir: Path) -> tuple[list, list[list]] | None:   # head and rows
     "The last model's scores above the published ones, where the run is about Cityscapes."
     config, results = load_run(run_dir), load_json(stage_dir(run_dir, 'evaluation')/'scores.json')
-    if config.evaluation.get('dataset') != 'cityscapes' or config.label_space != 'cityscapes19' or not results: return None
+    if config.evaluation.get('dataset') != 'cityscapes' or config.label_space != 'cityscapes19' or config.source.get('dataset') not in ('gta5', 'synthia') or not results: return None
     last = [n for n in results if n != 'oracle'][-1]
-    return peer_table(results[last], f'bidirseg, {last.replace("_", " ")}', config.source.get('dataset'))
+    return peer_table(results[last], f'bidirseg, {last.replace("_", " ")}', config.backbone, config.source['dataset'])
 
 # %% ../nbs/09_pipeline.ipynb #6c34cce6
 CAPTIONS = dict(data={'domains.png': 'The two domains: labelled source, unlabelled target'}, prototypes={'labels.png': 'Pseudo labels of target images', 'prototypes.png': 'Features and prototypes'},
@@ -177,14 +181,14 @@ def report(run_dir: str | Path) -> Path:   # report.html
     body += ['<h2>Time and memory</h2>', html_table(['stage', 'seconds', 'peak memory, MB', 'GPU memory, MB'], cost), f"<p>Together {sum(r['seconds'] for r in records.values()):.0f} s.</p>"]
     if peers := beside_peers(run_dir): body += ['<h2>Beside published scores</h2>', html_table(*peers)]
     body += ['<h2>Settings</h2>', f'<pre>{html.escape(json.dumps(asdict(config), indent=1))}</pre>']
-    with atomic_path(run_dir/'report.html') as tmp: tmp.write_text(html_page(config.preset, ''.join(body)))
+    with atomic_path(run_dir/'report.html') as tmp: tmp.write_text(html_page(config.preset, ''.join(body)), encoding='utf-8')
     return run_dir/'report.html'
 
 # %% ../nbs/09_pipeline.ipynb #fcc8667c
 def configure(preset: str, changes: list[str] = (), domains: dict = {}) -> RunConfig:
     "The configuration that a line of the shell asks for."
     config = load_preset(preset, changes)
-    if any(domains.values()) or not (config.source and config.target): config = with_domains(config, **domains, fit=bool(domains.get('target')) and not any(c.startswith(('height=', 'width=')) for c in changes))
+    if any(domains.values()) or not (config.source and config.target): config = with_domains(config, **domains, given={c.partition('=')[0].strip() for c in changes})
     return full_paths(config)
 
 # %% ../nbs/09_pipeline.ipynb #32dd6462
@@ -244,8 +248,8 @@ def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = 
     line = ' '.join(['bidirseg repeat', preset, '--seeds', *map(str, seeds), '--out', str(out), *(f'--set {c}' for c in changes)])
     body = [f'<h1>{html.escape(preset)}, {len(seeds)} seeds</h1><p>Made by <code>{html.escape(line)}</code>. Spread is the standard deviation over seeds.</p>', html_table(head, rows)]
     for s, d in zip(seeds, dirs): body += [f'<h2>Seed {s}</h2><p><a href="seed{s}/report.html">Its report</a></p>', stage_section(d, 'evaluation')]
-    with atomic_path(out/'summary.md') as tmp: tmp.write_text(markdown(head, rows) + '\n')
-    with atomic_path(out/'report.html') as tmp: tmp.write_text(html_page(preset, ''.join(body)))
+    with atomic_path(out/'summary.md') as tmp: tmp.write_text(markdown(head, rows) + '\n', encoding='utf-8')
+    with atomic_path(out/'report.html') as tmp: tmp.write_text(html_page(preset, ''.join(body)), encoding='utf-8')
     print(f'{markdown(head, rows)}\nreport: {out/"report.html"}')
     return out/'report.html'
 
@@ -253,7 +257,10 @@ def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = 
 def stage_model(run_dir: str | Path,         # or a checkpoint file, ours or a published one
                 stage: str | None = None):   # the network, the run's configuration, the stage's name
     "The model of a stage, or of the last one; the oracle only where there is no other."
-    if Path(run_dir).is_file(): return file_model(Path(run_dir))
+    if Path(run_dir).is_file():
+        if stage: raise InputError(f"stage {stage!r} of a checkpoint file", "a run directory, or no stage", "leave --stage out")
+        return file_model(Path(run_dir))
+    if not Path(run_dir).exists(): raise InputError(f"no {run_dir}", "a run directory or a checkpoint file", "check the path")
     config = load_run(run_dir)
     names = trained_stages(Path(run_dir))
     if not names: raise InputError(f"{run_dir} has no trained model yet", "a run with at least one training stage done", "go on with the run first")
@@ -264,11 +271,12 @@ def file_model(path: Path):   # the network, a configuration that fits it, the f
     "The model in a file that lies anywhere."
     if is_checkpoint(path):
         model, extra = load_checkpoint(path, pick_device())
+        if missing := sorted({'label_space', 'classes', 'colors', 'size'} - extra.keys()): raise InputError(f"{path} does not say {', '.join(missing)}", "a model.pt that a stage wrote", "take that one, or load it by load_checkpoint")
         space = LABEL_SPACES.get(extra['label_space'])
         classes = {} if space and list(space.classes) == extra['classes'] else dict(zip(extra['classes'], extra['colors']))
-        return model, RunConfig(label_space=extra['label_space'], classes=classes, height=extra['size'][0], width=extra['size'][1]), path.name
+        return model, RunConfig(label_space=extra['label_space'], classes=classes, height=extra['size'][0], width=extra['size'][1], backbone=model.build_args['backbone']), path.name
     model = load_published(build_model(backbone='resnet101'), path).to(pick_device()).eval()
-    return model, RunConfig(height=1024, width=2048), path.name
+    return model, RunConfig(height=1024, width=2048, backbone='resnet101'), path.name
 
 # %% ../nbs/09_pipeline.ipynb #c62a44a1
 def evaluate_run(run_dir: str | Path, stage: str | None = None, spec: dict | None = None, size: tuple[int, int] | None = None) -> dict:  # scores and what they are about
@@ -277,15 +285,15 @@ def evaluate_run(run_dir: str | Path, stage: str | None = None, spec: dict | Non
     images = open_domain(spec, space_of(config), True, config.data_root) if spec else open_evaluation(config)
     if images is None: raise InputError(f"{run_dir} names no labelled images", "a data set to score on", "add --dataset and --root, or --dataset FILE.toml")
     space = space_of(config)
-    return dict(run_dir=str(run_dir), stage=stage, dataset=images.name, **scores(evaluation.evaluate(model, images, size or config.size, len(space)), space, len(images)))
+    return dict(run_dir=str(run_dir), stage=stage, dataset=images.name, backbone=config.backbone, source=config.source.get('dataset'), **scores(evaluation.evaluate(model, images, size or config.size, len(space)), space, len(images)))
 
 # %% ../nbs/09_pipeline.ipynb #2860b0b1
 def predict_files(run_dir: str | Path, images: list[str], out: str | Path, stage: str | None = None, max_pixels: int = MAX_PIXELS) -> list[Path]:
     "Write `NAME.png` (train ids) and `NAME_color.png` for each image, at its own size."
     model, config, _ = stage_model(run_dir, stage)
     space, written = space_of(config), []
-    stems = [Path(i).stem for i in images]
-    if twice := [s for s in stems if stems.count(s) > 1]: raise InputError(f"several images called {twice[0]}", "images with different names", "predict them into different folders")
+    stems = [f'{Path(i).stem}{end}' for i in images for end in ('', '_color')]
+    if twice := [s for s in stems if stems.count(s) > 1]: raise InputError(f"two pictures would be called {twice[0]}.png", "images with different names", "predict them into different folders")
     for path in images:
         labels = predict(model, open_rgb(Path(path), max_pixels), config.height)
         for end, a in (('', labels), ('_color', space.colorize(labels))):

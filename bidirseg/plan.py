@@ -6,7 +6,7 @@
 __all__ = ['LOOP', 'PUBLISHED', 'REASONS', 'DEVIATIONS', 'explain', 'shorten', 'trial', 'dry_run', 'clock']
 
 # %% ../nbs/09b_plan.ipynb #52374105
-import contextlib, io, os, shutil, sys, tempfile
+import contextlib, io, shutil, sys, tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,12 +15,14 @@ import torch
 from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError
 
+from .check import survey, troubles
 from .core import InputError, RunConfig, load_json, pick_device, stage_dir, stage_names, stage_settings, start_run
 from .data import default_workers, space_of
 from .datasets import open_evaluation, open_source, open_target
-from .model import build_model
+from .model import usual_feature_dim
 from .pages import markdown
-from .pipeline import check_config, configure, run_stage, stage_of
+from .pipeline import check_config, family, run_stage, stage_of
+from .prototypes import PAPER
 from .training import TrainSettings
 
 # %% ../nbs/09b_plan.ipynb #3ce4ff99
@@ -29,9 +31,7 @@ PUBLISHED = {  # setting -> value, where
     'backbone': ('resnet101', 'network'), 'output_stride': (16, 'network'), 'feature_dim': (256, 'network: decoder before its classifier'),
     'height': (1024, 'evaluation, and target images before their random scale'), 'width': (2048, 'the same'), 'source_width': (2200, 'source images before their random scale'),
     'crop_height': (512, 'training crops of 896 x 512'), 'crop_width': (896, 'the same'), 'rounds': (2, 'self-distillation, twice'),
-    'prototypes.evidence': ('prototypes', 'pseudo labels by density'), 'prototypes.n_components': (8, 'mixture fit'), 'prototypes.covariance_type': ('diag', 'mixture fit'),
-    'prototypes.rows_per_class': (300000, 'mixture fit'), 'prototypes.max_iter': (101, 'mixture fit'), 'prototypes.reg_covar': (1e-6, 'mixture fit: eps'),
-    'prototypes.gate': ('density', 'pseudo labels'), 'prototypes.threshold': (100.0, 'pseudo labels: log density'),
+    **{f'prototypes.{k}': (v, 'mixture fit and pseudo labels by density') for k, v in PAPER.items()}, 'prototypes.rows_per_class': (300000, 'mixture fit'), 'prototypes.max_iter': (101, 'mixture fit'),
     'reweighting.backbone': ('SimCLRv2 ResNet-152', 'transferability maps'), 'reweighting.n_centroids': (40, 'transferability maps'), 'reweighting.region_height': (128, 'transferability maps'),
     'reweighting.region_width': (256, 'transferability maps'), 'reweighting.grid': ([4, 4], 'transferability maps'), 'reweighting.entropy': (True, 'transferability maps'),
     **{f'self_training.{k}': (v, 'training loop') for k, v in LOOP.items()},
@@ -70,8 +70,7 @@ def explain(config: RunConfig) -> str:   # Markdown
     "The settings of a run beside the published ones, and what else differs."
     here = {k: v for k, v in asdict(config).items() if k not in ('settings', 'source', 'target', 'evaluation', 'classes')}
     for name in stage_names(config) + (['distillation_1'] if not config.rounds else []):
-        family = name.rsplit('_', 1)[0] if name[-1].isdigit() else name
-        if family not in ('data', 'evaluation', 'oracle'): here |= {f'{family}.{k}': v for k, v in asdict(stage_settings(stage_of(name)[1], config, name)).items()}
+        if family(name) not in ('data', 'evaluation', 'oracle'): here |= {f'{family(name)}.{k}': v for k, v in asdict(stage_settings(stage_of(name)[1], config, name)).items()}
     rows = []
     for k, v in here.items():
         if k not in PUBLISHED: continue
@@ -90,53 +89,46 @@ def shorten(config: RunConfig, images: int, steps: int) -> RunConfig:
     tables = {**config.settings}
     for name in stage_names(config):
         cls = stage_of(name)[1]
-        if issubclass(cls, TrainSettings): tables[name] = {**tables.get(name, {}), 'steps': steps, 'checkpoint_every': 1, 'warmup_steps': 0}
+        if issubclass(cls, TrainSettings): tables[name] = {**tables.get(name, {}), 'steps': steps, 'checkpoint_every': max(1, steps - 1), 'warmup_steps': 0}
     return replace(config, source=cut(config.source), target=cut(config.target), evaluation=cut(config.evaluation), settings=tables)
 
 # %% ../nbs/09b_plan.ipynb #766505b5
-def trial(config: RunConfig, folder: Path, own_process: bool) -> dict[str, dict]:   # stage -> its record, with `disk` in bytes
-    "Run every stage in a folder; each in a process of its own for its memory, or here for its time."
+def trial(config: RunConfig, folder: Path) -> dict[str, dict]:   # stage -> its record, with `disk` in bytes
+    "Run every stage in a folder."
     start_run(folder, config)
     out = {}
     for name in stage_names(config):
-        if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
         print(f'trying {name}', file=sys.stderr, flush=True)
-        with contextlib.redirect_stdout(io.StringIO()):
-            try: run_stage(folder, name) if own_process else stage_of(name)[2](folder, **({'stage': name}))
-            except (DeadKernelError, PapermillExecutionError, torch.OutOfMemoryError) as e:
-                if isinstance(e, PapermillExecutionError) and 'memory' not in f'{e.ename} {e.evalue}': raise
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try: run_stage(folder, name)
+            except (DeadKernelError, PapermillExecutionError) as e:
+                if isinstance(e, PapermillExecutionError) and 'memory' not in f'{e.ename} {e.evalue}'.lower(): raise
                 raise InputError(f"a step of {name} does not fit into the memory here" + (': its process was killed' if isinstance(e, DeadKernelError) else ''), "a step that fits", f"set a smaller {name}.batch_size, or crop_height and crop_width; or run it where there is more memory") from None
         out[name] = load_json(stage_dir(folder, name)/'stage.json') | dict(disk=sum(p.stat().st_size for p in stage_dir(folder, name).rglob('*') if p.is_file()))
     return out
 
 # %% ../nbs/09b_plan.ipynb #4190fd1c
 def dry_run(config: RunConfig, place: str | Path = '.',   # where the run would lie
-            images: int = 4) -> tuple[list, list[list], list[str]]:   # head, rows: one per stage; what to know beside
-    "Try every stage and say what the run will take; raises `InputError` where something does not fit."
+            images: int = 2, steps: int = 4) -> tuple[list, list[list], list[str]]:   # head, rows: one per stage; what to know beside
+    "Look at a sample of the data, try every stage, and say what the run will take; raises `InputError` where something does not fit."
     check_config(config)
-    domains = dict(source=open_source(config), target=open_target(config), evaluation=open_evaluation(config))
-    counts = {k: len(d) for k, d in domains.items() if d is not None}
-    total = sum(counts.values())
-    with tempfile.TemporaryDirectory() as d:
-        alone = trial(shorten(config, images, 1), Path(d)/'alone', True)
-        base, more, longer = (trial(shorten(config, n, k), Path(d)/f'{n}_{k}', False) for n, k in ((images, 1), (3 * images, 1), (images, 4)))
-    device, rows, space = pick_device(config.device), [], space_of(config)
-    tried = sum(min(images, n) for n in counts.values()), sum(min(3 * images, n) for n in counts.values())
-    slope = lambda a, b: (b - a) / max(1, tried[1] - tried[0])
-    dim = build_model(config.arch, 'resnet10', len(space), feature_dim=config.feature_dim).num_features if config.backbone == 'resnet10' else config.feature_dim or (256 if config.backbone in ('resnet50', 'resnet101', 'resnet152') else 64)
-    seconds = disk = 0
+    domains = {k: d for k, d in dict(source=open_source(config), target=open_target(config), evaluation=open_evaluation(config)).items() if d is not None}
+    for domain, what, examples in troubles({k: survey(d, space_of(config), 40) | dict(missing=[]) for k, d in domains.items()}): raise InputError(f"{domain}: {what}: {examples}", "data that can be used", "mend it; bidirseg check lists all that is wrong")
+    counts = {k: len(d) for k, d in domains.items()}
+    with tempfile.TemporaryDirectory() as d: small, larger = (trial(shorten(config, n, steps), Path(d)/str(n)) for n in (images, 3 * images))
+    tried = [sum(min(n, have) for have in counts.values()) for n in (images, 3 * images)]
+    more, seconds, disk, rows, device = sum(counts.values()) - tried[0], 0., 0., [], pick_device(config.device)
     for name in stage_names(config):
-        s, record = stage_settings(stage_of(name)[1], config, name), alone[name]
-        steps = getattr(s, 'steps', 0)
-        a, b, c = base[name]['seconds'], max(0., slope(base[name]['seconds'], more[name]['seconds'])), max(0., (longer[name]['seconds'] - base[name]['seconds']) / 3)
-        if name == 'data': b = 0.   # it looks at a sample
-        time = a + b * (total - tried[0]) + c * max(0, steps - 1)
-        space_taken = record['disk'] + max(0., slope(base[name]['disk'], more[name]['disk'])) * (total - tried[0])
-        store = len(space) * s.rows_per_class * dim * 4 / 2**20 if name == 'prototypes' else 0
-        seconds, disk = seconds + time, disk + space_taken
-        rows.append([name, str(steps or ''), f'{c:.2f}' if steps else '', clock(time), f"{record['peak_memory_mb'] + store:,.0f}", f"{record['peak_gpu_memory_mb']:,}" if device.type == 'cuda' else '', f'{space_taken / 2**20:,.0f}'])
-    free = shutil.disk_usage(next(p for p in (Path(place).resolve(), *Path(place).resolve().parents) if p.exists())).free
+        s, a, b = stage_settings(stage_of(name)[1], config, name), small[name], larger[name]
+        slope = lambda k: max(0., (b[k] - a[k]) / max(1, tried[1] - tried[0])) if name != 'data' else 0.   # that one looks at a sample
+        each, todo = a.get('step_seconds', 0.), getattr(s, 'steps', 0)
+        time, size = a['seconds'] + slope('seconds') * more + each * max(0, todo - steps), a['disk'] + slope('disk') * more
+        store = len(space_of(config)) * s.rows_per_class * (config.feature_dim or usual_feature_dim(config.backbone)) * 4 / 2**20 if name == 'prototypes' else 0
+        seconds, disk = seconds + time, disk + size
+        rows.append([name, str(todo or ''), f'{each:.2f}' if todo else '', clock(time), f"{a['peak_memory_mb'] + store:,.0f}", f"{a['peak_gpu_memory_mb']:,}" if device.type == 'cuda' else '', f'{size / 2**20:,.0f}'])
     rows.append(['together', '', '', clock(seconds), '', '', f'{disk / 2**20:,.0f}'])
+    place = Path(place).resolve()
+    free = shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
     where = f"{torch.cuda.get_device_name(device)}, bf16 autocast" if device.type == 'cuda' else f'CPU, {torch.get_num_threads()} threads'
     notes = [f"{', '.join(f'{n} {k}' for k, n in counts.items())} images; stages run one after the other on {device} ({where}), {default_workers(device)} data workers",
              f'disk: {disk / 2**30:.2f} GB needed, {free / 2**30:.1f} GB free at {place}']

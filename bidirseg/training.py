@@ -270,7 +270,7 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
         first = trial_batches(feeds)
         check_memory(lambda n: losses_at(start, [{k: v[:n] for k, v in b.items()} for b in first])['loss'], list(nets.values()), s, device, st.name)
     events = open_events(st.dir/'events', start) if s.tensorboard else None
-    bar = progress(zip(*feeds), st.name, s.steps, start)
+    bar, ticks = progress(zip(*feeds), st.name, s.steps, start), []
     for step, batches in enumerate(bar, start):
         rate = poly_schedule(step, s.steps, s.warmup_steps, 1.0, eta_min=0.0)
         for g in opt.param_groups: g['lr'] = g['highest'] * rate
@@ -285,6 +285,7 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
         opt.step()
         after_step(step)
         history.append(dict(values, lr=opt.param_groups[0]['lr']))
+        ticks.append(time.perf_counter())
         for k, v in history[-1].items() if events else (): events.add_scalar(k, v, step)
         bar.set_postfix_str(f"loss {values['loss']:.3f} lr {opt.param_groups[0]['lr']:.1e}", refresh=False)
         if step + 1 == s.steps: at_checkpoint(s.steps)
@@ -298,6 +299,7 @@ def train(st: Stage, model: nn.Module, s: TrainSettings, device: torch.device, s
                 drawn = time.time()
                 model.train()
     if events: events.close()
+    if len(ticks) > 1: st.extra['step_seconds'] = round(float(np.median(np.diff(ticks))), 5)
     return history
 
 # %% ../nbs/03b_training.ipynb #352117fe

@@ -12,10 +12,11 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 
 from bidirseg.cli import main
-from bidirseg.core import InputError, load_preset, load_run, load_torch, start_run, RunConfig
-from bidirseg.data import IGNORE, image_files, open_colors, open_ids, open_ids16, open_rgb
+from bidirseg.core import InputError, RunConfig, load_preset, load_run
+from bidirseg.check import check
+from bidirseg.data import image_files, open_colors, open_ids, open_rgb
 from bidirseg.datasets import folder, open_domain, unpack
-from bidirseg.model import load_checkpoint, load_published, load_simclr, build_backbone, build_model
+from bidirseg.model import build_backbone, build_model, load_checkpoint, load_published, load_simclr, save_checkpoint
 from bidirseg.own_data import guess_description, read_description, write_description
 from bidirseg.pages import html_table, markdown
 
@@ -27,7 +28,7 @@ def encoded(kind: str, mode: str = 'RGB') -> bytes:
 
 
 KINDS = {k: encoded(k) for k in ('PNG', 'JPEG', 'WEBP', 'TIFF', 'BMP')}
-OPENERS = (open_rgb, open_ids, open_colors, open_ids16)
+OPENERS = (open_rgb, open_ids, open_colors)
 
 
 def refuses(f, *about: str):
@@ -94,11 +95,38 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     def denied(*a, **k): raise PermissionError(13, 'Permission denied', str(tmp_path/'x.png'))
     monkeypatch.setattr(Image, 'open', denied)
     refuses(lambda: open_rgb(tmp_path/'x.png'), 'x.png', 'Permission denied')
-    if os.geteuid() == 0: pytest.skip('root may read every folder: the folder without permissions is not tried')
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path):
+    "As another user where this one may read everything."
+    tmp_path.chmod(0o755)
+    for p in [tmp_path, *tmp_path.parents][:-2]: p.chmod(p.stat().st_mode | 0o055) if os.access(p, os.W_OK) and p.stat().st_uid == os.getuid() and str(p).startswith('/tmp/pytest') else None
     locked = tmp_path/'locked'
-    locked.mkdir(), locked.chmod(0)
-    try: refuses(lambda: image_files(locked), 'locked', 'permissions')
-    finally: locked.chmod(0o700)
+    locked.mkdir(), (locked/'x.png').write_bytes(KINDS['PNG']), locked.chmod(0)
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            if os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)
+            try: image_files(locked); said = 'read'
+            except InputError as e: said = str(e)
+            except BaseException as e: said = repr(e)
+            os.write(write, said.encode())
+        finally: os._exit(0)
+    os.waitpid(child, 0), os.close(write)
+    said = os.read(read, 10_000).decode()
+    locked.chmod(0o700)
+    assert said.startswith('Seen: ') and 'locked: Permission denied' in said, said
+
+
+def test_names_that_are_no_text(tmp_path):
+    "A file name of any bytes, and a class name with dollars, on the check's page."
+    for sub in ('images', 'labels'): (tmp_path/sub).mkdir(), Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path/sub/'a.png')
+    Path(os.fsdecode(bytes(tmp_path/'images') + b'/\xff.png')).write_bytes(b'torn'), Path(os.fsdecode(bytes(tmp_path/'labels') + b'/\xff.png')).write_bytes(KINDS['PNG'])
+    (tmp_path/'t').mkdir(), Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path/'t'/'b.png')
+    spec = dict(dataset='folder', root=str(tmp_path), name='x$')
+    config = RunConfig(label_space='x$', classes={'$x_{$ <a>': [1, 2, 3]}, source=dict(spec, classes={'$x_{$ <a>': dict(values=[0], color=[1, 2, 3])}), target=dict(spec, images='t'))
+    page, wrong = check(config, tmp_path/'out', workers=0)
+    assert len(wrong) == 1 and '1 of 2 cannot be used' in wrong[0][1] and 'udcff.png' in page.read_text() and '$x_{$ &lt;a&gt;' in page.read_text()
 
 
 @settings(max_examples=100, deadline=None)
@@ -130,12 +158,12 @@ def test_settings_files(tmp_path, capsys):
 
 
 class Evil:
-    def __reduce__(self): return os.system, ('touch /tmp/bidirseg_was_here',)
+    def __reduce__(self): return os.system, (f'touch {self.mark}',)
 
 
 def test_a_checkpoint_that_is_none_or_carries_code(tmp_path):
-    mark = Path('/tmp/bidirseg_was_here')
-    mark.unlink(missing_ok=True)
+    mark = tmp_path/'was_here'
+    Evil.mark = mark
     files = dict(empty=b'', text=b'hello', image=KINDS['PNG'], pickled=pickle.dumps(Evil()))
     for name, content in files.items(): (tmp_path/name).write_bytes(content)
     torch.save(dict(format='bidirseg.model/1', build={}, state={}, extra=Evil()), tmp_path/'evil')
@@ -146,6 +174,20 @@ def test_a_checkpoint_that_is_none_or_carries_code(tmp_path):
         for read in (load_checkpoint, lambda p: load_published(net, p), lambda p: load_simclr(backbone, p)): refuses(lambda: read(tmp_path/name), name)
         assert main(['evaluate', str(tmp_path/name)]) == 2 and main(['predict', str(tmp_path/name), 'x.png', '--out', str(tmp_path/'out')]) == 2
     assert not mark.exists(), 'code in a checkpoint was run'
+
+
+def test_a_checkpoint_without_its_extras(tmp_path, capsys):
+    save_checkpoint(tmp_path/'m.pt', build_model(backbone='resnet10', num_classes=3, feature_dim=8))
+    assert main(['predict', str(tmp_path/'m.pt'), 'x.png', '--out', str(tmp_path/'out')]) == 2 and 'does not say classes' in capsys.readouterr().err
+
+
+def test_places_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path/'file').touch(), (tmp_path/'im').mkdir(), Image.new('RGB', (20, 20)).save(tmp_path/'im'/'a.png')
+    assert main(['init-data', str(tmp_path/'im'), '--out', str(tmp_path/'file'/'x.toml')]) == 2
+    assert 'Seen: ' in capsys.readouterr().err
+    for line in (['check', 'demo', '--workers', '-1'], ['evaluate', 'x', '--size', '0', '0']):
+        with pytest.raises(SystemExit): main(line)
+        assert 'no whole number' in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_ours_with_wrong_insides(tmp_path):
@@ -183,8 +225,8 @@ def test_any_description_is_read_back(tmp_path_factory, name, values):
 def test_archives_stay_in_their_folder(tmp_path):
     inside = tmp_path/'in'
     inside.mkdir()
-    for n, name in enumerate(['../out.png', '/tmp/bidirseg_out.png', 'a/../../out.png']):
+    for n, name in enumerate(['../out.png', str(tmp_path/'out.png'), 'a/../../out.png']):
         with zipfile.ZipFile(inside/f'{n}.zip', 'w') as z: z.writestr(name, 'x')
         refuses(lambda: unpack(inside), 'outside of')
         (inside/f'{n}.zip').unlink()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ['in'] and not Path('/tmp/bidirseg_out.png').exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['in']
