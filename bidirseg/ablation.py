@@ -50,6 +50,7 @@ VARIANTS = {   # name -> the last stage, changes
     'anisotropic_single': ('last', changes(prototypes=dict(evidence='prototypes', n_components=1, adapt_steps=0))),
     'anisotropic_multiple': ('last', changes(prototypes=dict(evidence='prototypes', n_components=8, adapt_steps=0))),
     'adapted': ('last', changes(prototypes=dict(evidence='prototypes', n_components=8, adapt_steps=10))),
+    'both': ('last', changes(prototypes=dict(evidence='both', adapt_steps=10))),
     'paper': ('last', changes(prototypes=dict(PAPER, threshold=None), **PUBLISHED_LOSSES) + ['rounds=2']),
     'style_off': ('last', changes(warmup=dict(style='none'))),
     'light_off': ('last', changes(warmup=dict(light='target'))),
