@@ -210,8 +210,8 @@ def test_killed_run_ends_with_the_same_bits(finished, preset, call, tmp_path, st
     (['run', 'demo', '--run-dir', 'x', '--set', 'backbone'], 'key=value'),
     (['run', 'camvid-dusk', '--run-dir', 'x'], 'data_root'),
     (['run', 'camvid-dusk', '--run-dir', 'x', '--set', 'data_root=/nowhere/at/all'], 'no folder /nowhere/at/all'),
-    (['evaluate', 'nowhere'], 'no run.json'),
-    (['predict', 'nowhere', 'a.png', '--out', 'y'], 'no run.json')])
+    (['evaluate', 'nowhere'], 'a run directory or a checkpoint file'),
+    (['predict', 'nowhere', 'a.png', '--out', 'y'], 'a run directory or a checkpoint file')])
 def test_bad_input_is_one_line(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
