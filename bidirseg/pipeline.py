@@ -90,10 +90,11 @@ def with_domains(config: RunConfig, source: str | None = None, target: str | Non
     for k in ('source', 'target'):
         if not getattr(config, k): raise InputError(f"no {k}", "a source and a target", f"add --{k} FILE.toml, or name a preset")
     if not (source or target): return config
-    (height, width), (h, w) = (fit_size(*open_domain(spec, space_of(config), False, config.data_root).image(0).size) for spec in (config.target, config.source))
-    if 'height' in given and 'width' not in given: height, width = config.height, max(32, 32 * round(config.height * width / height / 32))
-    elif 'width' in given and 'height' not in given: height, width = max(32, 32 * round(config.width * height / width / 32)), config.width
-    alike = abs(h / w - height / width) < .05 * height / width
+    (tw, th), (w, h) = (open_domain(spec, space_of(config), False, config.data_root).image(0).size for spec in (config.target, config.source))
+    height, width = fit_size(tw, th)
+    if 'height' in given and 'width' not in given: height, width = config.height, max(32, 32 * round(config.height * tw / th / 32))
+    elif 'width' in given and 'height' not in given: height, width = max(32, 32 * round(config.width * th / tw / 32)), config.width
+    alike = abs(h / w - th / tw) < .05 * th / tw
     new = dict(height=height, width=width, source_height=None if alike else height, source_width=None if alike else max(32, 32 * round(height * w / h / 32)), crop_height=None, crop_width=None)
     return replace(config, **{k: v for k, v in new.items() if k not in given})
 

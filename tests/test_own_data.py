@@ -12,6 +12,7 @@ from bidirseg.cli import main
 from bidirseg.core import load_run, stage_dir
 from bidirseg.data import CITYSCAPES19
 from bidirseg.model import PUBLISHED_NAMES, build_model
+from bidirseg.pipeline import configure
 from bidirseg.scenes import draw_scene
 
 SMALL = ['backbone=resnet10', 'weights=none', 'feature_dim=16', 'height=48', 'width=96', 'device=cpu', 'prototypes.n_components=2', 'reweighting.n_centroids=4', 'warmup.balance=0',
@@ -116,3 +117,9 @@ def test_a_published_checkpoint_is_scored_without_a_run(tmp_path, call):
     said = call('bidirseg', 'evaluate', tmp_path/'official.pkl', '--dataset', 'cityscapes', '--root', tmp_path, '--split', 'val', '--size', '64', '128')
     assert re.search(r'official.pkl on 1 images of cityscapes: mIoU [\d.]+ \(cityscapes19\), [\d.]+ \(cityscapes16\), [\d.]+ \(cityscapes13\)', said)
     assert '| BiSMAP (the paper) | ResNet-101 | 61.2 |' in said
+
+
+@pytest.mark.parametrize('given, size, source', [([], (64, 96), None), (['height = 32'], (32, 64), None), (['width=192'], (96, 192), None), (['height=48', 'width=80'], (48, 80), None), (['source_height=64', 'source_width=128'], (64, 96), (64, 128))])
+def test_sizes_that_are_given_stay(given, size, source, described):
+    config = configure('own', given, dict(source=str(described[0]), target=str(described[1])))
+    assert config.size == size and (source is None or config.source_size == source)
