@@ -18,7 +18,7 @@ import numpy as np
 
 import bidirseg
 from .checkpoints import CRITERIA, rank_correlation
-from .core import (atomic_path, check_name, is_finished, load_json, load_preset, load_run, pick_device, run_lock, save_json, stage_dir,
+from .core import (InputError, atomic_path, check_name, is_finished, load_json, load_preset, load_run, pick_device, run_lock, save_json, stage_dir,
                            stage_names, stage_settings, start_run)
 from .data import space_of, save_figure
 from .datasets import open_evaluation
@@ -107,6 +107,7 @@ def run_variant(preset: str, variant: str, seed: int, out: Path,   # of all vari
     last, own = VARIANTS[check_name(variant, VARIANTS, 'variant')]
     run_dir, config = out/f'seed{seed}'/variant, full_paths(load_preset(preset, [*sets, *own, f'seed={seed}']))
     check_config(config)
+    if not config.evaluation: raise InputError(f"{preset} has no labelled target images", "images to score on", "add a table [evaluation]")
     seconds = 0.
     with run_lock(run_dir):
         start_run(run_dir, config, update)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .core import Stage, load_preset, pick_device, stage_settings, start_run, stream
 from .check import survey
-from .data import CITYSCAPES19, Samples, augment, space_of
+from .data import CITYSCAPES19, Samples, augment, cores, space_of
 from .datasets import folder, open_source
 from .scenes import draw_scene
 from .mixtures import GaussianMixture, full_precision
@@ -335,7 +335,7 @@ def bench_check(device: str = 'cpu',   # taken for the sake of the others, nothi
                 pairs: int = 240, height: int = 724, width: int = 1448,   # about one megapixel
                 turns: int = 3) -> list[Row]:
     "The walk through a labelled domain of PNGs: against decoding alone, and minutes for 20,000 pairs with all cores."
-    cpu, cores = torch.device('cpu'), len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cpu = torch.device('cpu')
     with tempfile.TemporaryDirectory() as d:
         for i in range(4):
             image, label = draw_scene('camera', i, height, width)
@@ -352,9 +352,9 @@ def bench_check(device: str = 'cpu',   # taken for the sake of the others, nothi
         with contextlib.redirect_stdout(io.StringIO()):
             walk, bare = medians([lambda: survey(few, CITYSCAPES19), decode], cpu, turns)
             began = time.perf_counter()
-            survey(domain, CITYSCAPES19, workers=cores)
+            survey(domain, CITYSCAPES19, workers=cores())
             seconds = time.perf_counter() - began
-    return [at_most('check_over_decoding', walk / bare, 'times', 1.5), at_most(f'check_of_20000_pairs_with_{cores}_processes', 20000 / pairs * seconds / 60, 'minutes', 5.)]
+    return [at_most('check_over_decoding', walk / bare, 'times', 1.5), at_most(f'check_of_20000_pairs_with_{cores()}_processes', 20000 / pairs * seconds / 60, 'minutes', 5.)]
 
 # %% ../nbs/08b_bench.ipynb #ef000748
 def bench_prototypes(device: str = 'cpu',       # cpu or cuda

@@ -247,6 +247,7 @@ def pair_up(name: str, files: list[tuple[str, Path]],  # key and image path, in 
 # %% ../nbs/02_data.ipynb #8f2e2401
 IMAGE_TYPES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 
+# %% ../nbs/02_data.ipynb #f3133112
 def image_files(folder: Path, end: str = '') -> list[tuple[str, Path]]:  # (path inside without `end` or without suffix, path)
     "Image files below a folder whose names end with `end`, in name order. Links are followed, each folder is entered once."
     out, seen = [], set()
@@ -261,6 +262,7 @@ def image_files(folder: Path, end: str = '') -> list[tuple[str, Path]]:  # (path
     key = lambda p: p.relative_to(folder).as_posix()[:-len(end)] if end else p.relative_to(folder).with_suffix('').as_posix()
     return [(key(p), p) for p in sorted(out)]
 
+# %% ../nbs/02_data.ipynb #0f15d449
 def lookup(pairs: dict[int, int], ignored=()) -> np.ndarray:  # (256,) int16
     "A look-up table from a dictionary: the ids in `ignored` and 255 become 255, the others -1."
     table = np.full(256, -1, np.int16)
@@ -368,6 +370,7 @@ def cores() -> int:
     "Processors that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
+# %% ../nbs/02_data.ipynb #a865aace
 def default_workers(device: torch.device) -> int:
     "Data workers beside the training process: none on a small machine's CPU, where both would share the same cores."
     return min(8, cores() // 2) if device.type == 'cuda' else 0

@@ -25,6 +25,7 @@ from .data import CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LABEL_SPACES, MAX_P
 # %% ../nbs/02b_datasets.ipynb #6c94ac03
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz')
 
+# %% ../nbs/02b_datasets.ipynb #77aa71c2
 def find_root(root: str | Path | None,  # the data set's own folder, or one that holds it under a usual name
               *folders: str,            # the data set's usual folders
               inside: str,              # a sub-folder that must be there
@@ -32,22 +33,25 @@ def find_root(root: str | Path | None,  # the data set's own folder, or one that
     "Find a data set's folder; raises `InputError` when there is none."
     if root is None: raise InputError(f"no place given for {folders[0]}", "the folder of the data sets", "add --set data_root=DIR, or --root DIR to evaluate")
     root = Path(root).expanduser()
-    tails = [f.split('/', i)[-1] for f in folders for i in range(f.count('/') + 1)]                     # the root may be any of the folders on the way
-    places = [root/f for f in (*folders, *tails, *(f'{f}/{f}' for f in folders), '.')]                  # archives may bring the folder's name once more
+    tails = [f.split('/', i)[-1] for f in folders for i in range(f.count('/') + 1)]   # the root may be any of the folders on the way
+    places = [root/f for f in (*tails, *(f'{f}/{f}' for f in folders), '.')]          # archives may bring the folder's name once more
     for r in places:
-        if (r/inside).is_dir(): return r.resolve() if r == root/'.' else r
+        if (r/inside).is_dir(): return r
     if not root.is_dir(): raise InputError(f"no folder {root}", f"a folder with {folders[0]}/{inside}", "set data_root to where the data sets are")
     packed = [p for r in places for p in sorted(r.glob('*')) if p.name.lower().endswith(ARCHIVES)]
     raise InputError(f"{root} holds neither {folders[0]}/{inside} nor {inside}" + (f", but {packed[0].name}" if packed else ''), "the data set's official layout", f"bidirseg unpack {packed[0].parent}" if packed else "set data_root, or check that the data set is unpacked")
 
+# %% ../nbs/02b_datasets.ipynb #85559461
 def split_list(split, known: tuple[str, ...]) -> list[str]:
     "The parts of `a+b`, each checked."
     return [check_name(s, known, 'split') for s in str(split).split('+')]
 
+# %% ../nbs/02b_datasets.ipynb #d36e1123
 def tree(bases: list[str], at: Path, end: str = '') -> list[tuple[str, Path]]:  # (base/path without the ending, path)
     "Files below several folders of `at`."
     return [(f'{b}/{k}', p) for b in bases for k, p in image_files(at/b, end)]
 
+# %% ../nbs/02b_datasets.ipynb #bce0b917
 def image_tree(bases: list[str], at: Path, end: str = '') -> list[tuple[str, Path]]:
     "The same for images, whose folders must all be there."
     for b in bases:
@@ -98,9 +102,8 @@ def labels_of(name: str, files: list, at: Path, bases: list[str], kinds: dict[st
     raise InputError(f"no label map in {at}, folders {', '.join(bases)}", f"files that end with {' or '.join(kinds)}", fix or "take a split that has public labels")
 
 # %% ../nbs/02b_datasets.ipynb #12c4faaf
-def _anonymised(name: str, root, folder: str, bases: list[str], labelled: bool) -> Images:
+def _anonymised(name: str, root: Path, bases: list[str], labelled: bool) -> Images:
     "The layout of ACDC and Dark Zurich: rgb_anon and gt, Cityscapes' ids."
-    root = find_root(root, folder, inside='rgb_anon')
     files = image_tree(bases, root/'rgb_anon', '_rgb_anon.png')
     return labels_of(name, files, root/'gt', bases, {'_gt_labelIds.png': lookup(CITYSCAPES_IDS, ignored=range(35)), '_gt_labelTrainIds.png': lookup({i: i for i in range(19)})}, '') if labelled else pair_up(name, files, None)
 
@@ -110,13 +113,13 @@ def acdc(root, labelled: bool = True, split: str = 'train', conditions: list[str
     known = ('fog', 'night', 'rain', 'snow')
     root = find_root(root, 'ACDC', inside='rgb_anon')
     conditions = conditions or [c for c in known if (root/'rgb_anon'/c).is_dir()]
-    return _anonymised('acdc', root, 'ACDC', [f'{check_name(c, known, "condition")}/{s}' for c in conditions for s in split_list(split, ('train', 'val', 'test'))], labelled)
+    return _anonymised('acdc', root, [f'{check_name(c, known, "condition")}/{s}' for c in conditions for s in split_list(split, ('train', 'val', 'test'))], labelled)
 
 # %% ../nbs/02b_datasets.ipynb #c13bac48
 def dark_zurich(root, labelled: bool = True, split: str = 'train', times: list[str] | None = None) -> Images:  # train, val, test; night, twilight, day, None: night
     "Dark Zurich, 19 classes: Cityscapes' ids at night."
     bases = [f'{s}/{check_name(t, ("night", "twilight", "day"), "time")}' for t in times or ['night'] for s in split_list(split, ('train', 'val', 'test'))]
-    return _anonymised('dark_zurich', root, 'dark_zurich', bases, labelled)
+    return _anonymised('dark_zurich', find_root(root, 'dark_zurich', inside='rgb_anon'), bases, labelled)
 
 # %% ../nbs/02b_datasets.ipynb #beec0845
 def bdd100k(root, labelled: bool = True, split: str = 'train') -> Images:  # train, val, test
@@ -196,6 +199,7 @@ def class_values(classes: dict[str, dict], ignore: list | None, encoding: str) -
     table = np.array([IGNORE if found[c] == len(classes) else found[c] for c in codes.tolist()], np.int16)
     return LabelSpace('own', tuple(classes), tuple(tuple(c['color']) for c in classes.values())), codes, table
 
+# %% ../nbs/02b_datasets.ipynb #54c0fe32
 def folder(root, labelled: bool = True, images: str = 'images', labels: str = 'labels',  # folders inside the root
            image_end: str = '', label_end: str = '',                       # how names end beyond what an image and its label map share
            space: str = 'cityscapes19', classes: dict | None = None,       # a known label space, or class -> values and color
@@ -291,6 +295,7 @@ def _members(path: Path):   # yields (name, size, function that opens it)
             for m in t:
                 if m.isfile(): yield m.name, m.size, lambda: t.extractfile(m)
 
+# %% ../nbs/02b_datasets.ipynb #01e5aedc
 def unpack(folder: str | Path) -> dict[str, int]:   # archive -> files written
     "Unpack every zip and tar archive in a folder into it; raises `InputError` for a broken one and where the disk is too small."
     folder, done = Path(folder), {}

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 from .core import InputError, Stage, load_run, pick_device, progress, save_json, stage_dir, stage_names, stage_settings
-from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, LABEL_SPACES, Images, LabelSpace, Pairs, Samples, brighten, images_only, open_ids, plain, save_figure, space_of
+from .data import CITYSCAPES13, CITYSCAPES16, IGNORE, Images, LabelSpace, Pairs, Samples, brighten, images_only, open_ids, plain, save_figure, space_of
 from .datasets import open_evaluation, open_oracle, open_target
 from .model import load_checkpoint, upsample
 from .training import infer
@@ -110,7 +110,7 @@ def peer_table(score: dict, what: str, backbone: str = '', source: str | None = 
     "Our 19, 16 and 13 class means above the published ones."
     m = {k: f'{100 * v:.1f}' for k, v in score['miou_by_classes'].items()}
     two = f"{m['cityscapes16']} / {m['cityscapes13']}"
-    mine = [what, backbone, m['cityscapes19'] if source != 'synthia' else '', two if source != 'gta5' else '', f"this run, {score['images']} images"]
+    mine = [what, backbone, m['cityscapes19'] if source in (None, 'gta5') else '', two if source in (None, 'synthia') else '', f"this run, {score['images']} images"]
     return ['method', 'backbone', 'GTA5 to Cityscapes, 19 classes', 'SYNTHIA to Cityscapes, 16 / 13 classes', 'read in'], [mine, *map(list, PEERS)]
 
 # %% ../nbs/08_evaluation.ipynb #60f1008a

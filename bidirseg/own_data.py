@@ -30,6 +30,7 @@ def read_description(path: str | Path) -> dict:   # what a preset's table of a d
     if 'root' in spec: spec['root'] = str((path.parent/Path(spec['root']).expanduser()).resolve())
     return spec
 
+# %% ../nbs/02c_own_data.ipynb #a4f2137e
 def description_space(spec: dict, data_root: str | None = None) -> LabelSpace:
     "The classes of a description's label maps."
     return open_domain(dict(spec, skip_missing=True, merge={}), None, True, data_root).space
@@ -54,10 +55,12 @@ def guess_endings(images: list[str], labels: list[str]) -> tuple[str, str]:   # 
 # %% ../nbs/02c_own_data.ipynb #210d2e73
 KNOWN = (CITYSCAPES19, CAMVID11, IDD_LITE7)
 
+# %% ../nbs/02c_own_data.ipynb #4546513f
 def _paint(i: int) -> list[int]:
     "A colour for class `i`, unlike the others'."
     return [round(255 * v) for v in colorsys.hsv_to_rgb(.618 * i % 1, .55 + .45 * (i % 2), .9 - .3 * (i // 2 % 2))]
 
+# %% ../nbs/02c_own_data.ipynb #f2c78502
 def guess_classes(counts: dict,       # id, or (red, green, blue) -> pixels
                   palette: dict = {}, # id -> (red, green, blue), of palette PNGs
                   ) -> tuple[dict, list, str]:   # classes, ignored values, what the guess rests on
@@ -78,6 +81,7 @@ def guess_classes(counts: dict,       # id, or (red, green, blue) -> pixels
     classes = {f'class {i}': dict(values=[list(v) if coloured else v], color=list(v) if coloured else _paint(i)) for i, v in enumerate(values)}
     return classes, [v for v in (255, 65535) if v in counts or v == 255] if not coloured and not mask else [], 'the values themselves: give the classes their names'
 
+# %% ../nbs/02c_own_data.ipynb #1d6d5556
 def guess_description(images: str | Path, labels: str | Path | None = None, look: int = 60) -> tuple[dict, list[str]]:   # the description, and what was seen
     "Describe a folder of images and, perhaps, one of label maps, by looking at up to `look` of these."
     images, labels = Path(images).resolve(), Path(labels).resolve() if labels else None
@@ -122,11 +126,13 @@ def guess_description(images: str | Path, labels: str | Path | None = None, look
 NOTES = dict(dataset='a folder of images', name="in tables and pictures", root='where the folders below are; relative to this file', images='folder of the images', labels='folder of the label maps',
              image_end='image names end so', label_end='and label maps so; before it both are alike', encoding='what label maps hold: ids or colors', ignore='values that do not count')
 
+# %% ../nbs/02c_own_data.ipynb #b5dc1f4a
 def _toml(v) -> str:
     "A value as TOML."
     if isinstance(v, (list, tuple)): return '[' + ', '.join(map(_toml, v)) + ']'
     return json.dumps(v, ensure_ascii=False).replace('\x7f', '\\u007f') if isinstance(v, str) else str(v)
 
+# %% ../nbs/02c_own_data.ipynb #c84ddd71
 def write_description(spec: dict, path: str | Path) -> Path:
     "Write a description with a note at every line."
     path, root = Path(path), Path(spec['root'])

@@ -135,6 +135,7 @@ def score_rows(results: dict[str, dict]) -> tuple[list, list[list]]:  # head and
         rows.append([n.replace('_', ' '), *(100 * r['miou_by_classes'][k] for k in lists), 100 * r['pixel_accuracy'], 100 * (r['miou'] - base) if base is not None else '', *([100 * gap if gap is not None else '-'] if top else [])])
     return head, rows
 
+# %% ../nbs/09_pipeline.ipynb #1c6c0e82
 def beside_peers(run_dir: Path) -> tuple[list, list[list]] | None:   # head and rows
     "The last model's scores above the published ones, where the run is about Cityscapes."
     config, results = load_run(run_dir), load_json(stage_dir(run_dir, 'evaluation')/'scores.json')
@@ -268,6 +269,7 @@ def stage_model(run_dir: str | Path,         # or a checkpoint file, ours or a p
     stage = check_name(stage, names, 'trained stage') if stage else ([n for n in names if n != 'oracle'] or names)[-1]
     return load_checkpoint(stage_dir(run_dir, stage)/'model.pt', pick_device(config.device))[0], config, stage
 
+# %% ../nbs/09_pipeline.ipynb #d3c28f58
 def file_model(path: Path):   # the network, a configuration that fits it, the file's name
     "The model in a file that lies anywhere."
     if is_checkpoint(path):

@@ -15,7 +15,7 @@ import torch
 from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError
 
-from .check import survey, troubles
+from .check import refuse_troubles, survey
 from .core import InputError, RunConfig, load_json, pick_device, stage_dir, stage_names, stage_settings, start_run
 from .data import default_workers, space_of
 from .datasets import open_evaluation, open_source, open_target
@@ -44,7 +44,7 @@ PUBLISHED = {  # setting -> value, where
 # %% ../nbs/09b_plan.ipynb #108a9d47
 REASONS = {'reweighting.backbone': "the warm-up model's own backbone needs no download; backbone=resnet152 with weights=FILE takes the published one",
            'distillation.student_weights': "the run's weights need no further download; student_weights=FILE takes the published ones",
-           'feature_dim': 'none means what suits the backbone: 256 for this one'}
+           'feature_dim': 'none means what suits the backbone: 256, or 64 for the small ones'}
 
 # %% ../nbs/09b_plan.ipynb #4040e350
 DEVIATIONS = [   # published code, here, reason
@@ -75,7 +75,7 @@ def explain(config: RunConfig) -> str:   # Markdown
     for k, v in here.items():
         if k not in PUBLISHED: continue
         value, where = PUBLISHED[k]
-        rows.append([k, v, value, where, '' if v == value else REASONS.get(k, "the preset's own choice" if config.preset not in ('gta5-cityscapes', 'synthia-cityscapes') else '?')])
+        rows.append([k, v, value, where, '' if v == value else REASONS.get(k, "the preset's own choice")])
     ours = [[k, v] for k, v in here.items() if k not in PUBLISHED and k not in ('preset', 'description', 'chosen_on')]
     return '\n\n'.join([f'# {config.preset}', config.description, '## Settings that the published code has, too', markdown(['setting', 'here', 'published code', 'where there', 'reason'], [[str(x) for x in r] for r in rows]),
         '## Further settings', 'The published code has no warm-up stage to compare with, and these have no counterpart.', markdown(['setting', 'here'], [[k, str(v)] for k, v in ours]), '## Deviations', markdown(['published code', 'here', 'reason'], [list(d) for d in DEVIATIONS])])
@@ -113,7 +113,7 @@ def dry_run(config: RunConfig, place: str | Path = '.',   # where the run would 
     "Look at a sample of the data, try every stage, and say what the run will take; raises `InputError` where something does not fit."
     check_config(config)
     domains = {k: d for k, d in dict(source=open_source(config), target=open_target(config), evaluation=open_evaluation(config)).items() if d is not None}
-    for domain, what, examples in troubles({k: survey(d, space_of(config), 40) | dict(missing=[]) for k, d in domains.items()}): raise InputError(f"{domain}: {what}: {examples}", "data that can be used", "mend it; bidirseg check lists all that is wrong")
+    refuse_troubles({k: survey(d, space_of(config), 40) for k, d in domains.items()})
     counts = {k: len(d) for k, d in domains.items()}
     with tempfile.TemporaryDirectory() as d: small, larger = (trial(shorten(config, n, steps), Path(d)/str(n)) for n in (images, 3 * images))
     tried = [sum(min(n, have) for have in counts.values()) for n in (images, 3 * images)]
@@ -135,6 +135,7 @@ def dry_run(config: RunConfig, place: str | Path = '.',   # where the run would 
     if disk > free: raise InputError(notes[1], 'room for the run', 'free some, or choose another --run-dir')
     return ['stage', 'steps', 'seconds a step', 'time', 'memory, MB', 'GPU memory, MB', 'disk, MB'], rows, notes
 
+# %% ../nbs/09b_plan.ipynb #60d1a3c8
 def clock(seconds: float) -> str:
     "Hours and minutes; seconds where it is short."
     s = round(seconds)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, stage_dir, stage_settings
-from .data import IGNORE, LABEL_SPACES, space_of, Images, Samples, augment, open_ids, strong_view
+from .data import IGNORE, Images, Samples, augment, open_ids, space_of, strong_view
 from .datasets import open_source, open_target
 from .model import load_checkpoint, upsample
 from .checkpoints import CRITERIA, Checkpoints

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, RunConfig, Stage, check_name, progress, save_json, save_torch, seeded
-from .data import IGNORE, LABEL_SPACES, space_of, LabelSpace, Samples, default_workers, picture, save_figure, train_loader
+from .data import IGNORE, LabelSpace, Samples, space_of, default_workers, picture, save_figure, train_loader
 from .model import build_model, normalise, parameter_groups, save_checkpoint, upsample
 
 # %% ../nbs/03b_training.ipynb #de5cbd0a

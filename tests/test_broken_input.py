@@ -17,7 +17,7 @@ from bidirseg.check import check
 from bidirseg.data import image_files, open_colors, open_ids, open_rgb
 from bidirseg.datasets import folder, open_domain, unpack
 from bidirseg.model import build_backbone, build_model, load_checkpoint, load_published, load_simclr, save_checkpoint
-from bidirseg.own_data import guess_description, read_description, write_description
+from bidirseg.own_data import read_description, write_description
 from bidirseg.pages import html_table, markdown
 
 
