@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from .core import InputError, RunConfig, Stage, atomic_path, load_run, progress, save_json, stage_settings
-from .data import IGNORE, Images, LabelSpace, Pairs, cores, plain, save_figure, space_of
+from .data import IGNORE, Images, LabelSpace, Pairs, cores, plain, save_figure, space_of, evenly
 from .datasets import check_apart, open_domain, open_evaluation, open_source, open_target
 from .pages import html_figure, html_page, html_table, markdown
 
@@ -52,7 +52,7 @@ def survey(images: Images, space: LabelSpace,
            workers: int = 0,            # processes that look
            ) -> dict:                   # plain values for JSON
     "Counts, sizes, colours, errors and, where there are labels, class shares and values that mean nothing."
-    picks = np.unique(np.linspace(0, len(images) - 1, min(sample or len(images), len(images))).round().astype(int)).tolist()
+    picks = evenly(len(images), sample or len(images))
     sizes, colours, values, errors, first = Counter(), [], Counter(), [], {}
     for look in progress(DataLoader(Looks(images, picks), batch_size=None, num_workers=workers, collate_fn=_as_it_is, prefetch_factor=16 if workers else None), f'looking at {images.name}', len(picks)):
         if 'size' in look: sizes[' x '.join(map(str, look['size']))] += 1; colours.append(look['colour'])
@@ -98,7 +98,7 @@ def show_survey(report: dict[str, dict]):   # domain -> survey
 # %% ../nbs/02d_check.ipynb #4fc75c2a
 def show_overlays(pairs: Pairs, space: LabelSpace, n: int = 8):
     "A sheet of images with their labels laid over them; what cannot be opened is left out."
-    picks, shown = np.unique(np.linspace(0, len(pairs) - 1, 2 * n).round().astype(int)).tolist(), []
+    picks, shown = evenly(len(pairs), 2 * n), []
     for i in picks:
         try: shown.append((pairs.keys[i], im := pairs.image(i), pairs.label(i, im.size[::-1])))
         except InputError: continue

@@ -6,16 +6,14 @@
 __all__ = ['CRITERIA', 'criteria', 'Checkpoints', 'rank_correlation']
 
 # %% ../nbs/06b_checkpoints.ipynb #8608b416
-from pathlib import Path
-
 from . import _compat
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .class_prototypes import ClassPrototypes
 from .core import Stage, check_name, load_json, save_json
-from .data import Samples
+from .data import Samples, evenly
 from .model import load_checkpoint, save_checkpoint
 from .prototypes import look
 
@@ -28,7 +26,7 @@ def criteria(model: nn.Module, teacher: nn.Module, prototypes: ClassPrototypes,
              most: int = 50,        # images that are looked at, evenly spaced
              ) -> dict[str, float]: # of each criterion, higher is better
     "What can be said about a network without labels."
-    picks, out = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)).tolist(), dict.fromkeys(CRITERIA, 0.)
+    picks, out = evenly(len(samples), most), dict.fromkeys(CRITERIA, 0.)
     for i in picks:
         image = samples.read(i)['image']
         features, logits = look(model, image)

@@ -6,11 +6,11 @@
 __all__ = ['InputError', 'check_name', 'parse_value', 'make_settings', 'seed_of', 'stream', 'numpy_stream', 'seeded',
            'atomic_path', 'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'RunConfig',
            'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'check_free', 'start_run', 'load_run',
-           'pick_device', 'progress', 'stage_dir', 'peak_memory', 'versions', 'Unfinished', 'Stage', 'is_finished',
-           'run_lock']
+           'pick_device', 'progress', 'stage_dir', 'peak_memory', 'versions', 'commit', 'Unfinished', 'Stage',
+           'is_finished', 'run_lock']
 
 # %% ../nbs/00_core.ipynb #f5c0a959
-import contextlib, contextvars, difflib, fcntl, hashlib, json, os, platform, resource, shutil, sys, time, tomllib
+import contextlib, contextvars, difflib, fcntl, hashlib, json, os, platform, resource, shutil, subprocess, sys, time, tomllib
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Callable, Iterable, Iterator
@@ -209,7 +209,7 @@ class RunConfig:
 def stage_names(config: RunConfig) -> list[str]:
     "The stages of a run, in order."
     distil = [f'distillation_{i + 1}' for i in range(config.rounds)]
-    return ['data', 'source_only', *(['oracle'] if config.oracle else []), 'warmup', 'prototypes', 'reweighting', 'self_training', *distil, 'evaluation']
+    return ['data', 'source_only', 'warmup', 'prototypes', 'reweighting', 'self_training', *distil, *(['oracle'] if config.oracle else []), 'evaluation']   # what may come or go stands behind what costs hours
 
 # %% ../nbs/00_core.ipynb #b559e562
 def preset_names() -> list[str]:
@@ -321,6 +321,15 @@ def versions() -> dict[str, str]:
     return dict(bidirseg=bidirseg.__version__, python=platform.python_version(), torch=torch.__version__,
                 torchvision=torchvision.__version__, sklearn=sklearn.__version__, numpy=np.__version__)
 
+# %% ../nbs/00_core.ipynb #82e34adc
+def commit() -> str:
+    "The commit of the checkout that the package is imported from, with `+` where it has changes; else the package's version."
+    import bidirseg
+    here = Path(bidirseg.__file__).parent
+    git = lambda *line: subprocess.run(['git', '-C', here, *line], capture_output=True, text=True, check=True).stdout.strip()
+    try: return git('ls-files', '--error-unmatch', '__init__.py') and git('rev-parse', '--short=12', 'HEAD') + ('+' if git('status', '--porcelain', '-uno', '.') else '')   # not of a project around it
+    except (OSError, subprocess.CalledProcessError): return bidirseg.__version__
+
 # %% ../nbs/00_core.ipynb #92773792
 class Unfinished(Exception):
     "A stage that was only asked whether it is complete has work to do."
@@ -364,13 +373,12 @@ class Stage:
         return self
 
     def _clear(self):
-        "Take away what another configuration left, and the record that said it was complete."
-        record = self.dir/'stage.json'
-        if not record.exists(): return
-        old = load_json(record)
-        for f in old['outputs'] if old['key'] != self.key else ():
-            shutil.rmtree(self.dir/f) if (self.dir/f).is_dir() else (self.dir/f).unlink(missing_ok=True)
-        record.unlink()
+        "Take away what another configuration left here, finished or killed, and the record that said it was complete."
+        mark = self.dir/'.key'   # whose work the folder holds
+        for p in self.dir.iterdir() if not mark.exists() or mark.read_text() != self.key else ():
+            if p.name != 'notebook.ipynb': shutil.rmtree(p) if p.is_dir() else p.unlink()   # the notebook may be this very one, being executed
+        with atomic_path(mark) as tmp: tmp.write_text(self.key)
+        (self.dir/'stage.json').unlink(missing_ok=True)
 
     def checkpoint(self) -> dict | None:
         "What a killed run of this very work left to go on from."
@@ -385,7 +393,7 @@ class Stage:
         cuda = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
         save_json(self.dir/'stage.json', dict(
             stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=outputs, seconds=round(time.time() - self.start + self.extra.pop('seconds_before', 0), 1),
-            peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), device=str(pick_device(load_run(self.run_dir).device)), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
+            peak_memory_mb=peak_memory(), peak_gpu_memory_mb=cuda, versions=versions(), commit=commit(), device=str(pick_device(load_run(self.run_dir).device)), machine=f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores',
             threads=torch.get_num_threads(), **self.extra))
         (self.dir/'resume.pt').unlink(missing_ok=True)   # last: killed before, the work is still there to go on from
 

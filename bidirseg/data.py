@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES19', 'CAMVID11', 'IDD_LITE7', 'CITYSCAPES16', 'CITYSCAPES13', 'LABEL_SPACES', 'MERGES',
            'MAX_PIXELS', 'IMAGE_TYPES', 'LabelSpace', 'without', 'space_of', 'id_table', 'brighten', 'file_stamp',
-           'Images', 'Pairs', 'images_only', 'opened', 'open_rgb', 'open_ids', 'open_colors', 'pair_up', 'image_files',
-           'lookup', 'scenes', 'augment', 'strong_view', 'Samples', 'Batches', 'cores', 'default_workers',
-           'train_loader', 'save_figure', 'picture', 'plain']
+           'evenly', 'Images', 'Pairs', 'images_only', 'opened', 'open_rgb', 'open_ids', 'open_colors', 'pair_up',
+           'image_files', 'lookup', 'scenes', 'augment', 'strong_view', 'Samples', 'Batches', 'cores',
+           'default_workers', 'train_loader', 'save_figure', 'picture', 'plain']
 
 # %% ../nbs/02_data.ipynb #0db7127c
 import contextlib, hashlib, os, re, zlib
@@ -113,6 +113,13 @@ def file_stamp(path: Path) -> str:  # size and checksum of both ends; 'unreadabl
             f.seek(max(0, size - 4096))
             return f'{size} {zlib.crc32(head + f.read()):x}'
     except OSError: return 'unreadable'
+
+# %% ../nbs/02_data.ipynb #56aaed7f
+def evenly(n: int,        # how many there are
+           most: int,     # how many are wanted
+           ) -> list[int]:
+    "Positions of at most `most` of n things, evenly spaced."
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int)).tolist()
 
 # %% ../nbs/02_data.ipynb #b2bfb69c
 @dataclass(frozen=True)

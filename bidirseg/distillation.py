@@ -65,6 +65,7 @@ class DistillationSettings(TrainSettings):
         super().__post_init__()
         if not self.label_scales or min(self.label_scales) <= 0: raise InputError(f"label_scales={self.label_scales}", "at least one size, in proportion to the training height", "set label_scales=[0.75, 1.0, 1.5]")
         check_name(self.student, ('fresh', 'teacher'), 'student')
+        if self.student == 'teacher' and self.student_weights is not None: raise InputError(f"student_weights={self.student_weights!r} with student='teacher'", "weights for a fresh student", "set student=fresh, or leave the weights out")
         check_name(self.statistics, STATISTICS, 'statistics')
 
 # %% ../nbs/07b_distillation.ipynb #9c1b37a6

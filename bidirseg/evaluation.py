@@ -8,6 +8,7 @@ __all__ = ['PEERS', 'confusion_matrix', 'iou_per_class', 'mean_iou', 'scores', '
            'trained_stages', 'run']
 
 # %% ../nbs/08_evaluation.ipynb #00b701b1
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -186,7 +187,7 @@ def run(run_dir: str | Path, stage: str = 'evaluation', **settings) -> Path:  # 
     data = scored or open_target(config)
     if not names: raise InputError(f"{run_dir} has no trained model", "at least the warm-up stage", "run the stages before this one")
     files = {n: stage_dir(run_dir, n)/'model.pt' for n in names}
-    with Stage(run_dir, stage, s, dict(files, data=data.stamp())) as st:
+    with Stage(run_dir, stage, s, dict(files, data=data.stamp(), options=json.dumps({k: v for k, v in config.evaluation.items() if k != 'root'}, sort_keys=True))) as st:
         if st.skip: return st.dir
         space, device, results = space_of(config), pick_device(config.device), {}
         for n in names if scored else ():

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from .core import load_run, pick_device, stage_dir, stage_settings
-from .data import IGNORE, space_of, Samples, images_only
+from .data import IGNORE, space_of, Samples, images_only, evenly
 from .datasets import open_oracle, open_source
 from .evaluation import confusion_matrix, iou_per_class, mean_iou
 from .model import load_checkpoint
@@ -62,7 +62,7 @@ def label_scores(label: Callable,      # (3, h, w) uint8 -> labels (h, w), score
         share += float(chosen.float().mean()) / len(samples)
     there = np.flatnonzero(every.sum(1))   # the same classes for every way to label
     plain = lambda cm: [None if np.isnan(v) else round(float(v), 5) for v in iou_per_class(cm)]
-    return dict(miou=round(mean_iou(every, there), 5), miou_kept=round(mean_iou(kept, there), 5), kept=round(share, 4), iou=plain(every), iou_kept=plain(kept))
+    return dict(miou=round(mean_iou(every, there), 5), miou_kept=round(float(np.nan_to_num(iou_per_class(kept)[there]).mean()), 5), kept=round(share, 4), iou=plain(every), iou_kept=plain(kept))
 
 # %% ../nbs/08c_label_quality.ipynb #6f68a33b
 def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
@@ -72,7 +72,7 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
     "Score every way to label the target's training images of a run."
     config = load_run(run_dir)
     base, space, target = stage_settings(PrototypesSettings, config, 'prototypes'), space_of(config), open_oracle(config)
-    few = target.select(np.unique(np.linspace(0, len(target) - 1, min(most, len(target))).round().astype(int)).tolist())
+    few = target.select(evenly(len(target), most))
     warm = stage_dir(run_dir, 'warmup')/'model.pt'
     gain = load_checkpoint(warm)[0].gain
     source, unlabelled, scored = Samples(open_source(config), config.source_size), Samples(replace(images_only(target), gain=gain), config.size), Samples(replace(few, gain=gain), config.size)

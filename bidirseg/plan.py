@@ -50,7 +50,7 @@ REASONS = {'reweighting.backbone': "the warm-up model's own backbone needs no do
 DEVIATIONS = [   # published code, here, reason
     ('the warm-up model and its stylised images are downloads', 'a stage of its own, with exposure, LAB or Fourier style transfer', 'no script for either exists'),
     ('shares of pixels kept per class, set by hand', 'a reservoir: at most so many rows per class, every pixel equally likely', 'no numbers to tune for other data'),
-    ('labels kept above a log density of 100', 'per-class quantiles; 100 as a setting', "the number moves with the network's dead channels"),
+    ('labels kept above a log density of 100', 'a quantile of all scores; 100 as a setting', "the number moves with the network's dead channels"),
     ('running mean distance, in file order', 'the mean over the source', 'maps do not depend on file names'),
     ('class entropies as constants', 'measured with the warm-up model', 'other classes, other data'),
     ('distillation passes probabilities for log-probabilities and goes negative', 'the divergence itself', 'a defect'),

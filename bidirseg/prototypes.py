@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from .class_prototypes import GATES, ClassPrototypes, adapt, bic_per_class, draw_bic, gate_scores   # with the two names below
 from .core import InputError, Stage, atomic_path, check_name, load_run, pick_device, progress, save_json, stage_dir, stage_settings, stream
-from .data import IGNORE, space_of, Samples, save_figure
+from .data import IGNORE, space_of, Samples, save_figure, evenly
 from .datasets import open_source, open_target
 from .mixtures import GaussianMixture, gaussian_log_density   # whoever asks this module for prototypes finds all of it
 from .model import load_checkpoint, upsample
@@ -94,7 +94,7 @@ def collect_source(model, samples: Samples, size: int, seed: int) -> Reservoir:
 def collect_target(model, samples: Samples, size: int, seed: int, most: int = 200) -> Tensor:  # (n, d), n <= size
     "A uniform sample of the features of at most `most` evenly spaced target images."
     keep = Reservoir(1, size, stream(seed, 'target features'))
-    for i in progress(np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int)).tolist(), 'target features'):
+    for i in progress(evenly(len(samples), most), 'target features'):
         f = look(model, samples.read(i)['image'])[0].flatten(2)[0].T
         keep.add(f, torch.zeros(len(f), dtype=torch.int64))
     return keep.by_class()[0]
@@ -146,7 +146,7 @@ class Labeller:
 
 # %% ../nbs/05_prototypes.ipynb #81463a4b
 class ScoreRanks:
-    "Quantiles of the scores of each class: a score becomes its rank in [0, 1] among pixels with the same label."
+    "Quantiles of scores, of all or of each class its own: a score becomes its rank in [0, 1]."
     def __init__(self, scores_by_class: dict[int, Tensor], num_classes: int):
         q = torch.linspace(0, 1, 256)
         self.table = torch.full((num_classes, 256), torch.inf)
@@ -241,7 +241,7 @@ def rank_scores(label: Callable,         # position of an image -> labels, score
                 per_class: bool = False) -> ScoreRanks:
     "Quantiles of the scores over evenly spaced images: of each class its own, or of all."
     sample = Reservoir(num_classes, 50_000, stream(seed, 'scores')) if per_class else Reservoir(1, 500_000, stream(seed, 'scores'))
-    for i in progress(np.unique(np.linspace(0, images - 1, 100).round().astype(int)).tolist(), 'ranking scores'):
+    for i in progress(evenly(images, 100), 'ranking scores'):
         labels, scores = label(i)
         sample.add(scores.reshape(-1, 1), labels.flatten() if per_class else torch.zeros(labels.numel(), dtype=torch.int64))
     return ScoreRanks(sample.by_class() if per_class else dict.fromkeys(range(num_classes), sample.by_class()[0]), num_classes)

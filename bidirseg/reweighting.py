@@ -21,7 +21,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from .core import InputError, Stage, atomic_path, load_run, pick_device, progress, save_json, save_torch, stage_dir, stage_settings
-from .data import IGNORE, space_of, Images, Samples, images_only, save_figure
+from .data import IGNORE, space_of, Images, Samples, images_only, save_figure, evenly
 from .datasets import open_source, open_target
 from .mixtures import check_finite, check_rows
 from .model import build_backbone, load_checkpoint, upsample
@@ -113,6 +113,7 @@ class ReweightingSettings:
         if len(self.grid) != 2 or min(self.n_centroids, self.region_height, self.region_width, *self.grid) < 1:
             raise InputError(f"n_centroids={self.n_centroids}, regions of {self.region_height} x {self.region_width}, grid={self.grid}", "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
         if self.backbone != 'warmup' and self.weights is None: raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights: features of a random network say nothing", "set weights=IMAGENET1K_V1, or backbone=warmup")
+        if self.backbone == 'warmup' and self.weights is not None: raise InputError(f"weights={self.weights!r} with backbone='warmup'", "weights for a backbone of their own", "name it, such as backbone=resnet152, or leave the weights out")
 
 # %% ../nbs/06_reweighting.ipynb #b573604a
 def domain_features(backbone: nn.Module, images: Images, s: ReweightingSettings, what: str) -> Tensor:  # (n, rows, columns, d)
@@ -137,7 +138,7 @@ def show_weights(samples: Samples, maps: list[np.ndarray], picks: list[int]):
 def measure_entropy(model: nn.Module, samples: Samples, num_classes: int, most: int = 200) -> Tensor:  # (classes,) in [0, 1]
     "Class entropies of a model over an evenly spaced sample of labelled images."
     entropy = ClassEntropy(num_classes)
-    for i in progress(np.unique(np.linspace(0, len(samples) - 1, most).round().astype(int)).tolist(), 'class entropy'):
+    for i in progress(evenly(len(samples), most), 'class entropy'):
         r = samples.read(i)
         labels = torch.from_numpy(r['label'])[None]
         entropy.add(upsample(infer(model, torch.from_numpy(r['image'])[None]).logits, labels.shape[1:]).cpu(), labels)
@@ -160,7 +161,7 @@ def run(run_dir: str | Path, stage: str = 'reweighting', **settings) -> Path:  #
         samples = Samples(source, config.source_size)
         entropy = measure_entropy(model, samples, len(space_of(config)))
         save_torch(st.dir/'centroids.pt', dict(centroids=centroids, mean_distance=mean_distance, class_entropy=entropy))
-        picks, shown = np.unique(np.linspace(0, len(samples) - 1, 4).round().astype(int)).tolist(), []
+        picks, shown = evenly(len(samples), 4), []
         total = 0.0
         for i in progress(range(len(samples)), 'weight maps'):
             r = transferability(regions[i].flatten(0, 1), centroids, mean_distance).reshape(*s.grid) if s.distance else torch.full(tuple(s.grid), 0.0 if s.entropy else 1.0)

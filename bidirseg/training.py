@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import InputError, RunConfig, Stage, check_name, progress, save_json, save_torch, seeded
-from .data import IGNORE, LabelSpace, Samples, space_of, default_workers, picture, save_figure, train_loader
+from .data import IGNORE, LabelSpace, Samples, space_of, default_workers, picture, save_figure, train_loader, evenly
 from .model import build_model, normalise, parameter_groups, save_checkpoint, upsample
 
 # %% ../nbs/03b_training.ipynb #de5cbd0a
@@ -77,7 +77,7 @@ def class_weights(samples: Samples,   # with label maps
                   ) -> Tensor:        # (classes,) float32
     "`balanced` weights by the labels of a domain."
     if not power: return torch.ones(num_classes, device=device)
-    picks = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)).tolist()
+    picks = evenly(len(samples), most)
     counts = sum(np.bincount(samples.read(i)['label'].ravel(), minlength=256)[:num_classes] for i in picks)
     return balanced(torch.from_numpy(counts), power).to(device)
 
@@ -110,8 +110,8 @@ def kept_for_backward(forward: Callable[[], Tensor]  # -> a scalar
 def free_memory(device: torch.device) -> int | None:  # bytes; None where the system does not say
     "Memory that a step may still take."
     if device.type == 'cuda': return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try: return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    except (ValueError, OSError, AttributeError): return None
+    try: return 1024 * int(Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0])   # with what the system would give back
+    except (OSError, IndexError): return None
 
 # %% ../nbs/03b_training.ipynb #40809c0d
 def trial_step(forward: Callable[[int], Tensor],  # number of images -> the loss on that many of each domain

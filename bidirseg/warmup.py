@@ -15,15 +15,14 @@ from pathlib import Path
 from . import _compat
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from .core import InputError, Stage, check_name, load_run, pick_device, seeded, stage_settings
-from .data import space_of, Images, Pairs, Samples, augment
+from .data import Images, Samples, augment, evenly, space_of
 from .datasets import open_oracle, open_source, open_target
 from .model import set_gain, upsample
-from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, infer, make_loaders, start_model, to_device, train
+from .training import TrainSettings, class_weights, cross_entropy, draw_training, finish, infer, make_loaders, start_model, train
 
 # %% ../nbs/04_warmup.ipynb #e7c8d8b4
 _RGB_XYZ = torch.tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]])
@@ -109,7 +108,7 @@ class WarmupSettings(TrainSettings):
 # %% ../nbs/04_warmup.ipynb #2b6ad587
 def mean_brightness(samples: Samples, most: int = 100) -> float:  # in [0, 255]
     "The mean over at most `most` evenly spaced images of a domain."
-    picks = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)).tolist()
+    picks = evenly(len(samples), most)
     return float(np.mean([samples.read(i)['image'].mean() for i in picks]))
 
 # %% ../nbs/04_warmup.ipynb #42099b68
@@ -119,11 +118,11 @@ BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
 def estimate_statistics(model: nn.Module,    # in place
                         samples: Samples,    # of the domain that the statistics shall belong to
                         most: int = 200, batch_size: int = 8) -> nn.Module:  # the model, in eval mode
-    "Batch-norm statistics of a domain: the mean over batches of at most `most` evenly spaced images."
+    "Batch-norm statistics of a domain: the mean over full batches of at most `most` evenly spaced images."
     norms = [m for m in model.modules() if isinstance(m, BATCH_NORM)]
     momenta = [m.momentum for m in norms]
     for m in norms: m.reset_running_stats(); m.momentum = None   # None is the plain mean over batches
-    picks = np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).round().astype(int)).tolist()
+    picks = evenly(len(samples), most)
     model.train()
     with seeded(0, 'statistics'):
         for i in range(0, max(1, len(picks) - len(picks) % batch_size), batch_size):
@@ -198,7 +197,9 @@ def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the 
         if st.skip: return st.dir
         device, space, change = pick_device(config.device), space_of(config), [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
         model, source = start_model(config, device), Samples(domain, size, transform=v2.Compose(change), seed=config.seed)
-        if s.light == 'source': set_gain(model, round(mean_brightness(source) / mean_brightness(Samples(target, config.size)), 3))
+        if s.light == 'source': 
+            set_gain(model, round(mean_brightness(source) / mean_brightness(Samples(target, config.size)), 3))
+            st.extra['gain'] = model.gain
         domains = [source, Samples(replace(target, gain=model.gain), config.size)]
         weight = class_weights(source, len(space), s.balance, device)
         history = train(st, model, s, device, config.seed, make_loaders(domains[:1], s, device), lambda step, batch: supervised_loss(model, batch, weight),
