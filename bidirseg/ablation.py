@@ -23,7 +23,7 @@ from .datasets import open_evaluation
 from .evaluation import evaluate, gap_closed, scores
 from .label_quality import COMMON, METHODS, compare_labels, label_table
 from .model import load_checkpoint
-from .pages import markdown
+from .pages import markdown, mean_spread
 from .pipeline import check_config, evaluate_run, full_paths, run_stage, stage_of
 from .prototypes import PAPER, PrototypesSettings
 from .self_training import SelfTrainingSettings
@@ -122,13 +122,12 @@ def ablation_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and row
     "Mean and spread of every variant, and the share of the gap from source-only to oracle that is closed."
     by = {v: [r for r in rows if r['variant'] == v] for v in dict.fromkeys(r['variant'] for r in rows)}
     of = lambda v, seed: next((r['miou'] for r in by.get(v, []) if r['seed'] == seed), None)
-    spread = lambda x: f'{np.mean(x):.1f}' + (f' ± {np.std(x, ddof=1):.1f}' if len(x) > 1 else '')
     base, top = (np.mean([r['miou'] for r in by[v]]) if v in by else None for v in ('source_only', 'oracle'))
     out = []
     for v, mine in by.items():
         gains = [100 * (r['miou'] - of('source_only', r['seed'])) for r in mine if of('source_only', r['seed']) is not None]
         gap = gap_closed(np.mean([r['miou'] for r in mine]), base, top) if base is not None else None
-        out.append([v, spread([100 * r['miou'] for r in mine]), spread(gains) if gains and v != 'source_only' else '', '' if gap is None else f'{100 * gap:.0f} %', str(len(mine)), f"{np.mean([r['seconds'] for r in mine]):.0f}"])
+        out.append([v, mean_spread([100 * r['miou'] for r in mine]), mean_spread(gains) if gains and v != 'source_only' else '', '' if gap is None else f'{100 * gap:.0f} %', str(len(mine)), f"{np.mean([r['seconds'] for r in mine]):.0f}"])
     return ['variant', 'mIoU', 'over source-only', 'gap closed', 'seeds', 'seconds'], out
 
 # %% ../nbs/09a_ablation.ipynb #9008fd96
@@ -193,10 +192,9 @@ def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str]
 def checkpoint_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows
     "Rank correlation of each criterion with the true mIoU over the checkpoints of a seed, and the mIoU of the checkpoint it chooses."
     runs = [[r for r in rows if r['seed'] == s] for s in dict.fromkeys(r['seed'] for r in rows)]
-    spread = lambda x: f'{np.mean(x):.2f}' + (f' ± {np.std(x, ddof=1):.2f}' if len(x) > 1 else '')
     choose = dict(last=lambda r: r['steps'], **{c: (lambda r, c=c: r[c]) for c in CRITERIA}, **{'mIoU itself': lambda r: r['miou']})
     return ['chosen by', 'rank correlation with mIoU', 'mIoU of the choice'], [
-        [name, spread([rank_correlation([*map(by, run)], [r['miou'] for r in run]) for run in runs]), spread([100 * max(run, key=by)['miou'] for run in runs])] for name, by in choose.items()]
+        [name, mean_spread([rank_correlation([*map(by, run)], [r['miou'] for r in run]) for run in runs], 2), mean_spread([100 * max(run, key=by)['miou'] for run in runs], 2)] for name, by in choose.items()]
 
 # %% ../nbs/09a_ablation.ipynb #85a07c59
 def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False) -> list[dict]:  # rows

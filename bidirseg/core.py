@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'parse_value', 'make_settings', 'seed_of', 'stream', 'numpy_stream', 'seeded',
            'atomic_path', 'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'RunConfig',
-           'stage_names', 'preset_names', 'load_preset', 'stage_settings', 'check_free', 'start_run', 'load_run',
-           'pick_device', 'progress', 'stage_dir', 'peak_memory', 'versions', 'commit', 'Unfinished', 'Stage',
-           'is_finished', 'run_lock']
+           'stage_names', 'preset_names', 'load_preset', 'family', 'stage_settings', 'check_free', 'start_run',
+           'load_run', 'pick_device', 'progress', 'stage_dir', 'peak_memory', 'versions', 'commit', 'Unfinished',
+           'Stage', 'is_finished', 'run_lock']
 
 # %% ../nbs/00_core.ipynb #f5c0a959
 import contextlib, contextvars, difflib, fcntl, hashlib, json, os, platform, resource, shutil, subprocess, sys, time, tomllib
@@ -241,14 +241,19 @@ def load_preset(name: str,               # a preset's name, or the path of a TOM
         if not isinstance(v, dict): check_name(k, known, 'setting')
     return make_settings(RunConfig, dict(preset=path.stem, **own, settings=stages))
 
+# %% ../nbs/00_core.ipynb #cebaaa94
+def family(stage: str) -> str:
+    "The stage without the number of its round."
+    return stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
+
 # %% ../nbs/00_core.ipynb #778fbf1b
 def stage_settings(cls: type,          # the stage's settings dataclass
                    config: RunConfig, stage: str,  # the run and the stage's name
                    changes: dict = {}, # keyword arguments given by hand; None means: as in the run
                    ):                  # -> an instance of `cls`
     "The settings of one stage of a run: its defaults, the run's table for it, the changes."
-    tables, family = config.settings, stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
-    common = {**tables.get('warmup', {}), 'style': 'none', 'statistics': 'source', 'light': 'target', **tables.get('source_only', {})} if stage in ('source_only', 'oracle') else tables.get(family, {})
+    tables = config.settings
+    common = {**tables.get('warmup', {}), 'style': 'none', 'statistics': 'source', 'light': 'target', **tables.get('source_only', {})} if stage in ('source_only', 'oracle') else tables.get(family(stage), {})
     values = {**common, **tables.get(stage, {}), **{k: v for k, v in changes.items() if v is not None}}
     return make_settings(cls, values, f'setting of stage {stage}')
 

@@ -20,6 +20,7 @@ from .data import IGNORE, space_of, Samples, images_only, evenly
 from .datasets import open_oracle, open_source
 from .evaluation import confusion_matrix, iou_per_class, mean_iou
 from .model import load_checkpoint
+from .pages import mean_spread
 from .prototypes import PAPER, PrototypesSettings, collect, make_labeller, rank_scores
 
 # %% ../nbs/08c_label_quality.ipynb #d25aade3
@@ -91,11 +92,10 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
 # %% ../nbs/08c_label_quality.ipynb #c053db34
 def label_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows of text
     "Mean and standard deviation over seeds of every method."
-    spread = lambda v: f'{np.mean(v):.1f}' + (f' ± {np.std(v, ddof=1):.1f}' if len(v) > 1 else '')
     head, out = ['labels', 'mIoU, all pixels', 'mIoU of the kept', 'share kept'], []
     for name in dict.fromkeys(r['method'] for r in rows):
         mine = [r for r in rows if r['method'] == name]
-        out.append([name, *(spread([100 * r[k] for r in mine]) for k in ('miou', 'miou_kept', 'kept'))])
+        out.append([name, *(mean_spread([100 * r[k] for r in mine]) for k in ('miou', 'miou_kept', 'kept'))])
     return head, out
 
 # %% ../nbs/08c_label_quality.ipynb #04605482

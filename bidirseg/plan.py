@@ -16,12 +16,12 @@ from nbclient.exceptions import DeadKernelError
 from papermill import PapermillExecutionError
 
 from .check import refuse_troubles, survey
-from .core import InputError, RunConfig, load_json, pick_device, stage_dir, stage_names, stage_settings, start_run
+from .core import InputError, RunConfig, family, load_json, pick_device, stage_dir, stage_names, stage_settings, start_run
 from .data import default_workers, space_of
 from .datasets import open_evaluation, open_source, open_target
 from .model import usual_feature_dim
 from .pages import markdown
-from .pipeline import check_config, family, run_stage, stage_of
+from .pipeline import check_config, run_stage, stage_of
 from .prototypes import PAPER
 from .training import TrainSettings
 
