@@ -36,7 +36,7 @@ def changes(**tables) -> list[str]:
 
 # %% ../nbs/09a_ablation.ipynb #20768f11
 MAPS_OFF = dict(self_training=dict(source_weights=False), distillation=dict(source_weights=False))
-PUBLISHED_LOSSES = dict(self_training=dict(alpha=.1, beta=1., consistency=30., mix=False, statistics='both', hand_on='student'), distillation=dict(alpha=.1, beta=1., distillation=1., statistics='both'))
+PUBLISHED_LOSSES = dict(self_training=dict(source_weights=True, alpha=.1, beta=1., consistency=30., mix=False, statistics='both', hand_on='student'), distillation=dict(source_weights=True, alpha=.1, beta=1., distillation=1., statistics='both'))
 
 VARIANTS = {   # name -> the last stage, changes
     'source_only': ('source_only', []),
