@@ -350,7 +350,9 @@ class Stage:
                  ):
         self.run_dir, self.name, self.dir = Path(run_dir), name, stage_dir(run_dir, name)
         config = load_run(run_dir)
-        self.params = dict({k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}, **{k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'deterministic', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')})
+        shared = {k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'deterministic', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')}
+        own = {k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}
+        self.params = {**shared, **{k: v for k, v in own.items() if v is not None or k not in shared}}   # a stage may have a backbone of its own; none: that of the run
         files = {f'file of {k}': Path(v) for k, v in self.params.items() if k.endswith('weights') and isinstance(v, str) and Path(v).is_file()}   # another file under an old name is another input
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in {**files, **inputs}.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]

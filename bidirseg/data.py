@@ -105,10 +105,11 @@ def brighten(image: Image.Image,   # RGB
     return image if gain == 1 else image.point([min(255, round(v * gain)) for v in range(256)] * 3)
 
 # %% ../nbs/02_data.ipynb #f61fa180
-def file_stamp(path: Path) -> str:  # size and checksum of both ends; 'unreadable' where the system says no
+def file_stamp(path: Path) -> str:  # size and checksum of both ends, or of the whole; 'unreadable' where the system says no
     "What tells a file from another of its name, from 8 KB of it: in compressed images any change moves them."
     try:
         with open(path, 'rb') as f:
+            if path.suffix.lower() in ('.bmp', '.tif', '.tiff'): return f'{zlib.crc32(f.read()):x}'   # often not compressed
             head, size = f.read(4096), f.seek(0, os.SEEK_END)
             f.seek(max(0, size - 4096))
             return f'{size} {zlib.crc32(head + f.read()):x}'

@@ -61,7 +61,7 @@ DEVIATIONS = [   # published code, here, reason
     ('variances have a floor of 1e-6', 'the same as a setting; 0.1 in the small presets', 'a channel silent on the source outvotes all others once it stirs on the target'),
     ('labels by the prototypes alone', 'by prototypes, network or both at one temperature', 'which labels best depends on the data; see the results'),
     ('the target in its own light', 'optionally brightened by one number to the mean of the source (`warmup.light`)', 'dusk is dark'),
-    ('pseudo labels on target images', 'optionally on target images with source classes pasted in (`self_training.mix`)', 'objects of one domain in places of the other; only `camvid-idd` does so'),
+    ('pseudo labels on target images', 'optionally on target images with source classes pasted in (`self_training.mix`)', 'objects of one domain in places of the other; only `camvid-idd` and `own` do so'),
     ('the student is handed on', 'optionally the average of its weights (`self_training.hand_on`)', 'a few hundred steps throw a student about'),
     ('two rounds of distillation', 'none in the small presets (`rounds`)', 'at a few dozen steps they took away from the score; see the results')]
 
