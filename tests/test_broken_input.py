@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from PIL import Image
 
 from bidirseg.cli import main
@@ -206,9 +206,10 @@ def test_run_directories_of_another_version(tmp_path):
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
+@example('-')
 def test_pages_escape_whatever_they_show(text):
-    page = html_table([text], [[text, 1.]])
-    plain = html_table(['x'], [['x', 1.]])
+    bare = lambda page: page.replace(' class="n"', '')   # cells that look like numbers stand to the right; `-` is one of them
+    page, plain = bare(html_table([text], [[text, 1.]])), bare(html_table(['x'], [['x', 1.]]))
     assert page.count('<') == plain.count('<') and page.count('>') == plain.count('>') and page.count('"') == plain.count('"')
     assert len(markdown([text], [[text]]).splitlines()) == 3
 
