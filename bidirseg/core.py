@@ -352,7 +352,7 @@ class Stage:
         config = load_run(run_dir)
         shared = {k: v for k, v in asdict(config).items() if k not in ('settings', 'evaluation', 'device', 'deterministic', 'description', 'chosen_on', 'rounds', 'oracle', 'preset', 'data_root')}
         own = {k: v for k, v in asdict(settings).items() if settings.__dataclass_fields__[k].metadata.get('bits', True)}
-        self.params = {**shared, **{k: v for k, v in own.items() if v is not None or k not in shared}}   # a stage may have a backbone of its own; none: that of the run
+        self.params = {**shared, **own}   # a stage may have a backbone and weights of its own
         files = {f'file of {k}': Path(v) for k, v in self.params.items() if k.endswith('weights') and isinstance(v, str) and Path(v).is_file()}   # another file under an old name is another input
         self.inputs = {k: fingerprint(v) if isinstance(v, Path) else str(v) for k, v in {**files, **inputs}.items()}
         self.key = hashlib.sha256(json.dumps([self.params, self.inputs], sort_keys=True).encode()).hexdigest()[:16]

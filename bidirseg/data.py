@@ -106,7 +106,7 @@ def brighten(image: Image.Image,   # RGB
 
 # %% ../nbs/02_data.ipynb #f61fa180
 def file_stamp(path: Path) -> str:  # size and checksum of both ends, or of the whole; 'unreadable' where the system says no
-    "What tells a file from another of its name, from 8 KB of it: in compressed images any change moves them."
+    "What tells a file from another of its name: in compressed images any change moves the 8 KB at the ends."
     try:
         with open(path, 'rb') as f:
             if path.suffix.lower() in ('.bmp', '.tif', '.tiff'): return f'{zlib.crc32(f.read()):x}'   # often not compressed
