@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from .core import InputError, RunConfig, atomic_path, check_name, numpy_stream, seeded, stream
+from .core import InputError, RunConfig, atomic_path, check_name, numpy_stream, seed_of, seeded, stream
 from .scenes import draw_scene
 
 # %% ../nbs/02_data.ipynb #751a7539
@@ -341,8 +341,9 @@ class Samples(Dataset):
     def __init__(self, images: Images, size: tuple[int, int],   # height, width that images are brought to
                  maps: dict[str, Callable[[int], np.ndarray]] = {},  # further maps of each image: position -> (h, w) uint8
                  transform: Callable | None = None,             # dictionary of tv_tensors -> dictionary
-                 seed: int = 0, cache_mb: int = 256):           # resized images kept in memory, at most
-        self.images, self.size, self.transform, self.seed = images, tuple(size), transform, seed
+                 seed: int = 0, role: str = 'source',           # name the random stream: source and target draw apart, whatever their data sets are called
+                 cache_mb: int = 256):                          # resized images kept in memory, at most
+        self.images, self.size, self.transform, self.seed, self.role = images, tuple(size), transform, seed, role
         self.maps = dict(maps, label=None) if isinstance(images, Pairs) and 'label' not in maps else dict(maps)
         self.kept, self.room = {}, cache_mb * 2**20
 
@@ -362,7 +363,7 @@ class Samples(Dataset):
     def __getitem__(self, where: tuple[int, int]) -> dict[str, Tensor]:
         i, draw = where
         sample = {k: (tv_tensors.Image if k == 'image' else tv_tensors.Mask)(torch.from_numpy(a.copy())) for k, a in self.read(i).items()}
-        with seeded(self.seed, 'sample', self.images.name, draw): return dict(self.transform(sample) if self.transform else sample, index=i)
+        with seeded(self.seed, 'sample', self.role, draw): return dict(self.transform(sample) if self.transform else sample, index=i)
 
 # %% ../nbs/02_data.ipynb #ff5c1f0c
 class Batches:
@@ -397,7 +398,7 @@ def default_workers(device: torch.device) -> int:
 def train_loader(samples: Samples, batch_size: int, start: int, stop: int,  # steps
                  workers: int = 0) -> DataLoader:
     "Batches of `samples` for the steps start ... stop - 1; the same whatever the number of workers."
-    return DataLoader(samples, batch_sampler=Batches(len(samples), batch_size, samples.seed, start, stop), num_workers=workers,
+    return DataLoader(samples, batch_sampler=Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop), num_workers=workers,
                       generator=stream(samples.seed, 'loader'), pin_memory=torch.cuda.is_available())
 
 # %% ../nbs/02_data.ipynb #cba04cbd

@@ -84,7 +84,7 @@ def run(run_dir: str | Path, stage: str = 'distillation_1', **settings) -> Path:
         if not st.checkpoint(): write_labels(teacher, Samples(target, config.size), st.dir/'labels', s.label_scales, s.min_confidence)
         student = set_gain(start_model(replace(config, weights=s.student_weights or config.weights), device), teacher.gain) if s.student == 'fresh' else load_checkpoint(teacher_file)[0].to(device, memory_format=torch.channels_last)
         domains = [source_samples(run_dir, config, s, s.source_weights),
-                   Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed)]
+                   Samples(target, config.size, dict(label=read_maps(st.dir/'labels', target, 'labels')), augment(config.size, config.crop, s.scale, s.jitter, s.flip), config.seed, 'target')]
         class_weight = class_weights(domains[0], len(space), s.balance, device)
         def loss_of(step, source, target):
             logits, from_source = pass_through(student, s.statistics, [target['image'], source['image']])

@@ -190,7 +190,7 @@ def run(run_dir: str | Path, stage: str = 'self_training', **settings) -> Path: 
         change = augment(config.size, config.crop, s.scale, s.jitter, s.flip)
         domains = [source_samples(run_dir, config, s, s.source_weights),
                    Samples(target, config.size, dict(label=read_maps(labels, target, 'pseudo labels')),
-                           TwoViews(change, s.cutout) if s.consistency else change, config.seed)]
+                           TwoViews(change, s.cutout) if s.consistency else change, config.seed, 'target')]
         judged = Checkpoints(st, student, teacher, ClassPrototypes.load(prototypes).to(device), Samples(target, config.size)) if s.select != 'last' else None
         class_weight = class_weights(domains[0], len(space), s.balance, device)   # of true labels; to weigh rare pseudo labels would weigh mistakes
         def loss_of(step, source, target):

@@ -196,7 +196,7 @@ def run(run_dir: str | Path, stage: str = 'warmup', **settings) -> Path:  # the 
     with Stage(run_dir, stage, s, dict(images=domain.stamp(), target=target.stamp() if stage == 'warmup' else '')) as st:
         if st.skip: return st.dir
         device, space, change = pick_device(config.device), space_of(config), [*dress(s, target, size), augment(size, config.crop, s.scale, s.jitter, s.flip)]
-        model, source = start_model(config, device), Samples(domain, size, transform=v2.Compose(change), seed=config.seed)
+        model, source = start_model(config, device), Samples(domain, size, transform=v2.Compose(change), seed=config.seed, role='target' if stage == 'oracle' else 'source')
         if s.light == 'source': 
             set_gain(model, round(mean_brightness(source) / mean_brightness(Samples(target, config.size)), 3))
             st.extra['gain'] = model.gain
