@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs readme lab
+.PHONY: help setup demo test docs readme notebooks lab
 
 help:    ## list these targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -27,6 +27,10 @@ docs: setup    ## build the site from the notebooks into _docs
 
 readme: setup    ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
+
+notebooks: demo    ## execute the method's notebooks on the demo's run and keep what they show
+	@$(BIN)/python tools/parameters.py
+	@$(BIN)/python tools/notebooks.py runs/demo
 
 lab: setup    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)   # containers often have no other user

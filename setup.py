@@ -8,26 +8,31 @@ from setuptools.command.build_py import build_py
 
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
-cfg = config['DEFAULT']
+cfg, readme = config['DEFAULT'], Path('README.md')
 
 
 class BuildWithNotebooks(build_py):
-    "A built package carries the stage notebooks, so that a run needs no repository; an editable one finds them in nbs/."
+    "A built package carries the notebooks, so that a run needs no repository; an editable one finds them in nbs/."
 
     def run(self):
         package = Path(self.build_lib)/cfg['lib_name']
-        if not self.editable_mode: rmtree(package, ignore_errors=True)   # nothing of an earlier build
+        if self.editable_mode:
+            super().run()
+            return
+        rmtree(package, ignore_errors=True)   # nothing of an earlier build
         super().run()
-        if self.editable_mode: return
-        (package/'nbs').mkdir(parents=True, exist_ok=True)
-        for nb in sorted(Path(cfg['nbs_path']).glob('[0-9]*.ipynb')): copy2(nb, package/'nbs'/nb.name)
+        nbs = Path(cfg['nbs_path'])
+        for notebook in [*nbs.rglob('[0-9]*.ipynb'), *nbs.glob('results/*.json')]:
+            copy = package/'nbs'/notebook.relative_to(nbs)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy2(notebook, copy)
 
 
 setup(
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
-    long_description=Path('README.md').read_text(encoding='utf-8') if Path('README.md').exists() else cfg['description'],
+    long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
     long_description_content_type='text/markdown',
     author=cfg['author'],
     author_email=cfg['author_email'],

@@ -9,6 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from PIL import Image
+
+from bidirseg.studies.published import DEVIATIONS
 
 
 @pytest.fixture(scope='module')
@@ -22,91 +25,122 @@ class Page(HTMLParser):
     "Collects what a page names, links to and shows."
     def __init__(self, path: Path):
         super().__init__()
-        self.links, self.images, self.ids, self.title, self.within = [], [], set(), '', False
+        self.links, self.images, self.ids = [], [], set()
+        self.title, self.in_title = '', False
         self.text = path.read_text(encoding='utf-8')
         self.feed(self.text)
 
     def handle_starttag(self, tag, attrs):
-        a = dict(attrs)
-        if a.get('id'): self.ids.add(a['id'])
-        if tag == 'a' and a.get('href'): self.links.append(a['href'])
-        if tag in ('link', 'script') and (a.get('href') or a.get('src')): self.images.append(a.get('href') or a['src'])
-        if tag == 'img': self.images.append(a.get('src', ''))
-        if tag == 'title': self.within = True
+        attrs = dict(attrs)
+        if attrs.get('id'):
+            self.ids.add(attrs['id'])
+        if tag == 'a' and attrs.get('href'):
+            self.links.append(attrs['href'])
+        if tag in ('link', 'script', 'img'):
+            self.images += [attrs[key] for key in ('href', 'src') if attrs.get(key)]
+        if tag == 'title':
+            self.in_title = True
 
-    def handle_data(self, data): self.title += data if self.within else ''
-    def handle_endtag(self, tag): self.within = self.within and tag != 'title'
+    def handle_data(self, data):
+        if self.in_title:
+            self.title += data
+
+    def handle_endtag(self, tag):
+        if tag == 'title':
+            self.in_title = False
 
 
 @pytest.fixture(scope='module')
-def pages(site) -> dict: return {p.name: Page(p) for p in sorted(site.glob('*.html'))}
+def pages(site) -> dict[str, Page]:   # path inside the site -> page
+    return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob('*.html'))}
 
 
-def name(notebook: Path) -> str: return re.sub(r'^\d\d[a-z]?_', '', notebook.stem) + '.html'
+def page_name(notebook: Path, root: Path) -> str:
+    inside = notebook.relative_to(root/'nbs')
+    return (inside.parent/re.sub(r'^\d\d_', '', inside.stem)).as_posix() + '.html'
+
+
+def notebooks(root: Path) -> list[Path]:
+    return sorted((root/'nbs').rglob('*.ipynb'))
 
 
 def test_every_notebook_is_a_page_and_in_the_sidebar(pages, root):
     listed = (root/'_quarto.yml').read_text(encoding='utf-8')
-    for nb in (root/'nbs').glob('*.ipynb'):
-        assert name(nb) in pages
-        assert nb.name in listed, f'{nb.name} is not in the sidebar of _quarto.yml'
+    for notebook in notebooks(root):
+        assert page_name(notebook, root) in pages
+        inside = notebook.relative_to(root/'nbs').as_posix()
+        assert f'- {inside}\n' in listed, f'{inside} is not in the sidebar of _quarto.yml'
 
 
 def test_titles(pages):
-    titles = [p.title.strip() for p in pages.values()]
+    titles = [page.title.strip() for page in pages.values()]
     assert all(titles) and len(set(titles)) == len(titles), titles
 
 
+def is_broken(href: str, at: str, pages: dict[str, Page], site: Path) -> bool:
+    "Whether a link of the page `at` leads nowhere."
+    url = urlsplit(href)
+    if url.scheme in ('http', 'https', 'mailto', 'data'):
+        return False
+    target = ((site/at).parent/unquote(url.path)).resolve() if url.path else site/at
+    if not target.exists():
+        return True
+    inside = target.relative_to(site.resolve()).as_posix() if url.path else at
+    return bool(url.fragment) and inside in pages and unquote(url.fragment) not in pages[inside].ids | {'top'}
+
+
 def test_links_and_pictures(pages, site):
-    broken = []
-    for at, page in pages.items():
-        for href in page.links + page.images:
-            url = urlsplit(href)
-            if url.scheme in ('http', 'https', 'mailto', 'data'): continue
-            target = unquote(url.path) or at
-            if not (site/target).exists(): broken.append((at, href))
-            elif url.fragment and target in pages and unquote(url.fragment) not in pages[target].ids | {'top'}: broken.append((at, href))
+    broken = [(at, href) for at, page in pages.items() for href in page.links + page.images
+              if is_broken(href, at, pages, site)]
     assert not broken, broken
-    assert all(not s.startswith('http') for p in pages.values() for s in p.images), 'a page needs the network'
+    from_elsewhere = [src for page in pages.values() for src in page.images if src.startswith('http')]
+    assert not from_elsewhere, 'a page needs the network'
 
 
 def test_outputs_and_formulas(pages, root):
-    for nb in (root/'nbs').glob('*.ipynb'):
-        page, source = pages[name(nb)].text, nb.read_text(encoding='utf-8')
-        assert page.count('src="data:image/png') >= source.count('"image/png"'), f'{nb.name}: a figure is missing'
-        assert not re.search(r'class="math|\\\\[a-z]+\{', re.sub(r'<pre.*?</pre>', '', page, flags=re.S)), f'{nb.name}: a formula was left as TeX'
-    assert any('<math' in p.text for p in pages.values())
+    for notebook in notebooks(root):
+        page, source = pages[page_name(notebook, root)].text, notebook.read_text(encoding='utf-8')
+        assert page.count('src="data:image/png') >= source.count('"image/png"'), f'{notebook.name}: a figure is missing'
+        prose = re.sub(r'<pre.*?</pre>|<code.*?</code>', '', page, flags=re.S)
+        assert not re.search(r'class="math|\\\\[a-z]+\{', prose), f'{notebook.name}: a formula was left as TeX'
+    assert any('<math' in page.text for page in pages.values())
 
 
 def test_introductions(pages, root):
     "The first cell's text, below title and description, is on the page."
-    for nb in (root/'nbs').glob('[0-9]*.ipynb'):
-        lines = ''.join(json.loads(nb.read_text(encoding='utf-8'))['cells'][0]['source']).splitlines()
-        words = re.findall(r'[A-Za-z ]{20,}', ' '.join(l for l in lines[1:] if not l.startswith('>')))
-        if words: assert words[0].strip() in re.sub(r'\s+', ' ', pages[name(nb)].text), (nb.name, words[0])
+    for notebook in notebooks(root):
+        first = ''.join(json.loads(notebook.read_text(encoding='utf-8'))['cells'][0]['source'])
+        prose = ' '.join(line for line in first.splitlines()[1:] if not line.startswith('>'))
+        words = re.findall(r'[A-Za-z ]{20,}', prose)
+        if words:
+            page = re.sub(r'\s+', ' ', pages[page_name(notebook, root)].text)
+            assert words[0].strip() in page, (notebook.name, words[0])
 
 
-def test_readme(call): call(sys.executable, 'tools/readme.py', '--check')
+def test_readme(call):
+    call(sys.executable, 'tools/readme.py', '--check')
 
 
 def test_readme_lists_the_deviations_that_explain_prints(root):
-    from bidirseg.plan import DEVIATIONS
     text = (root/'README.md').read_text(encoding='utf-8')
-    rows = text[text.index('| published code | here | reason |'):].split('\n\n')[0].splitlines()[2:]
-    assert [tuple(c.strip() for c in r.strip('|').split('|')) for r in rows] == DEVIATIONS
+    table = text[text.index('| published code | here | reason |'):].split('\n\n')[0].splitlines()[2:]
+    assert [tuple(cell.strip() for cell in row.strip('|').split('|')) for row in table] == DEVIATIONS
 
 
-browser = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+QUIET = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+         '--disable-background-networking', '--disable-component-update', '--disable-sync']
 
 
-@pytest.mark.skipif(not browser, reason='no chromium or google-chrome on the PATH: the site is not looked at in a browser')
+@pytest.mark.skipif(not BROWSER, reason='no chromium on the PATH: the site is not looked at in a browser')
 def test_in_a_browser(site, tmp_path):
-    quiet = '--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync'
-    def show(*options): return subprocess.run([browser, *quiet.split(), f'--user-data-dir={tmp_path/"profile"}', *options, (site/'prototypes.html').as_uri()],
-                                              capture_output=True, text=True, timeout=120)
-    seen = show('--virtual-time-budget=5000', '--dump-dom').stdout
+    def show(*options) -> str:
+        line = [BROWSER, *QUIET, f'--user-data-dir={tmp_path/"profile"}', *options, (site/'prototypes.html').as_uri()]
+        return subprocess.run(line, capture_output=True, text=True, timeout=120).stdout
+
+    seen = show('--virtual-time-budget=5000', '--dump-dom')
     assert re.search(r'<h1[^>]*>\s*Prototypes', seen) and '<math' in seen
     show(f'--screenshot={tmp_path/"page.png"}', '--window-size=1200,1600')
-    from PIL import Image
     with Image.open(tmp_path/'page.png') as shot:
-        assert shot.size == (1200, 1600) and len(shot.convert('RGB').getcolors(1 << 24)) > 50   # something is drawn
+        colors = shot.convert('RGB').getcolors(1 << 24)
+        assert shot.size == (1200, 1600) and len(colors) > 50   # something is drawn

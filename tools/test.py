@@ -1,63 +1,100 @@
-"""Every check of the project: exported, clean, each notebook, each test. Ends with `N passed, N failed`.
+"""Every check of the project: exported, clean, style, each notebook, each test. Ends with `N passed, N failed`.
 
 A name or several as arguments run only the notebooks and test files whose path contains one of them."""
-import hashlib, os, subprocess, sys, tempfile, time
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from xml.etree import ElementTree
 
-root, bin = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
-env = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg',
-       'PATH': f"{bin}{os.pathsep}{os.environ['PATH']}"}
-env.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
+ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
+ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+ENV.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
+NO_TESTS = 5   # pytest's exit status where a file holds none
 
 
-def report(ok: bool, what: str, since: float, output: str = '') -> bool:
-    print(f"{'ok  ' if ok else 'FAIL'} {time.time()-since:6.1f} s  {what}", flush=True)
-    if not ok: print(output.rstrip()[-8000:], flush=True)
+def say(ok: bool, what: str, since: float, output: str = '') -> bool:
+    "One line, and what a failure printed."
+    print(f"{'ok  ' if ok else 'FAIL'} {time.time() - since:6.1f} s  {what}", flush=True)
+    if not ok:
+        print(output.rstrip()[-8000:], flush=True)
     return ok
 
 
-def leaves_alone(what: str, command: str, folder: str, pattern: str) -> bool:
+def call(*command) -> subprocess.CompletedProcess:
+    "A command of the environment, in the repository."
+    return subprocess.run([BIN/command[0], *command[1:]], cwd=ROOT, env=ENV, capture_output=True, text=True)
+
+
+def succeeds(what: str, *command) -> bool:
+    "The command has to end with status 0."
+    since, done = time.time(), call(*command)
+    return say(done.returncode == 0, what, since, done.stdout + done.stderr)
+
+
+def hashes(folder: str, pattern: str) -> dict[Path, bytes]:
+    "The content of files."
+    return {path: hashlib.sha256(path.read_bytes()).digest() for path in (ROOT/folder).rglob(pattern)}
+
+
+def changes_nothing(what: str, command: str, folder: str, pattern: str) -> bool:
     "The command has to find nothing to change in the folder."
-    def prints(): return {p: hashlib.sha256(p.read_bytes()).digest() for p in (root/folder).glob(pattern)}
-    since, before = time.time(), prints()
-    done = subprocess.run([bin/command], cwd=root, env=env, capture_output=True, text=True)
-    after = prints()
-    changed = sorted(p.name for p in {*before, *after} if before.get(p) != after.get(p))
+    since, before = time.time(), hashes(folder, pattern)
+    done, after = call(command), hashes(folder, pattern)
+    changed = sorted(path.name for path in {*before, *after} if before.get(path) != after.get(path))
     text = done.stdout + done.stderr
-    if changed: text += f"\nSeen: {command} changed {', '.join(changed)}. Wanted: {what}. Fix: it is done now; look at it and commit."
-    return report(done.returncode == 0 and not changed, what, since, text)
+    if changed:
+        text += (f"\nSeen: {command} changed {', '.join(changed)}. Wanted: {what}. "
+                 "Fix: it is done now; look at it and commit.")
+    return say(done.returncode == 0 and not changed, what, since, text)
 
 
-def notebook(path: Path) -> bool:
-    since = time.time()
-    done = subprocess.run([bin/'nbdev_test', '--path', path, '--n_workers', '0'], cwd=root, env=env, capture_output=True, text=True)
-    return report(done.returncode == 0, f'{path.relative_to(root)}', since, done.stdout + done.stderr)
+def run_notebook(path: Path) -> bool:
+    "A notebook's cells, from the first to the last."
+    return succeeds(str(path.relative_to(ROOT)), 'nbdev_test', '--path', path, '--n_workers', '0')
 
 
-def tests(files: list) -> tuple[int, int]:   # passed, failed
-    with tempfile.TemporaryDirectory() as tmp:
-        xml = Path(tmp)/'tests.xml'
-        code = subprocess.run([bin/'python', '-m', 'pytest', '-q', '-rs', '--durations=5', f'--junitxml={xml}', *files], cwd=root, env=env).returncode
-        if not xml.exists(): return 0, 1
-        n = {k: sum(int(s.get(k)) for s in ElementTree.parse(xml).iter('testsuite')) for k in ('tests', 'failures', 'errors', 'skipped')}
-    failed = n['failures'] + n['errors']
-    return n['tests'] - failed - n['skipped'], failed or int(code not in (0, 5))   # 5: no test there
+def run_tests(files: list[Path]) -> tuple[int, int]:   # passed, failed
+    "pytest, which prints for itself."
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder)/'tests.xml'
+        line = [BIN/'python', '-m', 'pytest', '-q', '-rs', '--durations=5', f'--junitxml={xml}', *files]
+        status = subprocess.run(line, cwd=ROOT, env=ENV).returncode
+        if not xml.exists():
+            return 0, 1
+        suites = list(ElementTree.parse(xml).iter('testsuite'))
+    count = {key: sum(int(suite.get(key)) for suite in suites) for key in ('tests', 'failures', 'errors', 'skipped')}
+    failed = count['failures'] + count['errors']
+    return count['tests'] - failed - count['skipped'], failed or int(status not in (0, NO_TESTS))
 
 
-def main(only: list) -> int:
-    wanted = lambda p: not only or any(o in str(p.relative_to(root)) for o in only)
-    done = [] if only else [
-        leaves_alone('the modules are what the notebooks export', 'nbdev_export', 'bidirseg', '*.py'),
-        leaves_alone('the notebooks are clean', 'nbdev_clean', 'nbs', '*.ipynb')]
-    notebooks = [p for p in sorted((root/'nbs').glob('*.ipynb')) if wanted(p)]
-    with ThreadPoolExecutor(2) as pool: done += pool.map(notebook, notebooks)
-    files = [p for p in sorted((root/'tests').glob('test_*.py')) if wanted(p)]
-    passed, failed = tests(files) if files else (0, 0)
+def check_everywhere() -> list[bool]:
+    "What is about all files at once."
+    return [
+        changes_nothing('the modules are what the notebooks export', 'nbdev_export', 'bidirseg', '*.py'),
+        changes_nothing('the notebooks are clean', 'nbdev_clean', 'nbs', '*.ipynb'),
+        succeeds('parameter cells list the settings', 'python', 'tools/parameters.py', '--check'),
+        succeeds('the code reads well (ruff)', 'ruff', 'check', '--output-format=concise', '.')]
+
+
+def main(only: list[str]) -> int:
+    def wanted(path: Path) -> bool:
+        return not only or any(name in str(path.relative_to(ROOT)) for name in only)
+
+    done = [] if only else check_everywhere()
+    notebooks = [path for path in sorted((ROOT/'nbs').rglob('*.ipynb')) if wanted(path)]
+    with ThreadPoolExecutor(2) as pool:
+        done += pool.map(run_notebook, notebooks)
+    files = [path for path in sorted((ROOT/'tests').glob('test_*.py')) if wanted(path)]
+    passed, failed = run_tests(files) if files else (0, 0)
     passed, failed = passed + sum(done), failed + len(done) - sum(done)
     print(f'{passed} passed, {failed} failed')
     return int(failed > 0 or passed == 0)
 
 
-if __name__ == '__main__': sys.exit(main(sys.argv[1:]))
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1:]))
