@@ -22,7 +22,8 @@ from .runs import Stage, open_stage, stage_settings
 from .training import (CRITERIA, CheckpointTracker, Trainer, TrainSettings, class_weights, consistency_loss,
                                draw_training, make_loaders, ramp_up, save_outputs, source_loss,
                                symmetric_cross_entropy, total_loss, update_ema)
-from .training import distillation_loss, poly_schedule, weighted_cross_entropy   # noqa: F401  listed below
+from .training import distillation_loss as distillation_loss, poly_schedule as poly_schedule
+from .training import weighted_cross_entropy as weighted_cross_entropy
 from .warmup import WarmupSettings, source_transform
 
 _all_ = ['consistency_loss', 'distillation_loss', 'poly_schedule', 'symmetric_cross_entropy', 'weighted_cross_entropy']

@@ -64,6 +64,7 @@ def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in
     files = [path for path in stage_dir(run_dir, name).rglob('*') if path.is_file()]
     return dict(load_json(stage_dir(run_dir, name)/'stage.json'), disk=sum(path.stat().st_size for path in files))
 
+# %% ../../nbs/pipeline/04_estimate.ipynb #ed0ad05b
 def trial(config: RunConfig, run_dir: Path) -> dict[str, dict]:   # stage -> its record, with `disk` in bytes
     "Run every stage in a folder."
     start_run(run_dir, config)

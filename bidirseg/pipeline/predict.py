@@ -70,6 +70,7 @@ def _last_stage(run_dir: Path) -> str:
                          "go on with the run first")
     return ([name for name in names if name != 'oracle'] or names)[-1]
 
+# %% ../../nbs/pipeline/03_predict.ipynb #6474ace8
 def load(path: str | Path,           # a run directory, or a checkpoint file, ours or a published one
          stage: str | None = None,   # of a run; None: the last
          ) -> Segmenter:
