@@ -58,6 +58,7 @@ def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
     return dict(source=args.source, target=args.target, evaluation=args.evaluation)
 
+# %% ../nbs/09_command_line.ipynb #ab833fcd
 def _add_update(parser: ArgumentParser):
     "Whether another configuration is accepted."
     parser.add_argument('--update', action='store_true',
@@ -96,6 +97,7 @@ def _add_repeat(commands):
     _add_seeds(parser)
     parser.set_defaults(command=lambda args: repeat(args.preset, args.seeds, args.out, args.set, args.update) and None)
 
+# %% ../nbs/09_command_line.ipynb #944f1c2f
 def _add_stages(commands):
     parser = commands.add_parser('stages', help='list the stages, their notebooks, and how far a run is')
     parser.add_argument('run_dir', nargs='?')

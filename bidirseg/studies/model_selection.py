@@ -44,6 +44,7 @@ def _score_checkpoints(run_dir: Path) -> list[dict]:
         rows.append(dict(seed=config.seed, **row, miou=miou, **made_by))
     return rows
 
+# %% ../../nbs/studies/03_model_selection.ipynb #f7b980a0
 def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (),
                       update: bool = False) -> list[dict]:  # rows
     "Score checkpoints of self-training under several seeds; writes `checkpoints.json` and `checkpoints.md`."
