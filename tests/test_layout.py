@@ -116,3 +116,29 @@ def test_the_method_shows_one_run(root):
 def test_notebooks_are_small(root):
     for path in (root/'nbs').rglob('*.ipynb'):
         assert path.stat().st_size < 300 * 1024, f'{path.name}: {path.stat().st_size // 1024} KB'
+
+
+def assigned(source: str) -> set[str]:   # names that a cell assigns at its top level
+    tree = ast.parse('\n'.join(line for line in source.splitlines() if not line.startswith('%')))
+    inner = (ast.FunctionDef, ast.ClassDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+    def names(node):
+        if not isinstance(node, inner):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id
+            for child in ast.iter_child_nodes(node):
+                yield from names(child)
+
+    return set(names(tree))
+
+
+def test_no_cell_overwrites_a_setting(root):
+    "A stage reads its settings from the notebook's names: a loop variable of that name would change the stage."
+    for path in method_notebooks(root):
+        settings, others = set(), set()
+        for cell in cells_of(path):
+            is_parameters = 'parameters' in cell['metadata'].get('tags', [])
+            (settings if is_parameters else others).update(assigned(''.join(cell['source'])))
+        assert len(settings) > 2, f'{path.name} has no parameters'
+        overwritten = settings & others - {'run_dir'}   # a reader without a run gets a small one
+        assert not overwritten, f'{path.name} assigns {overwritten}'
