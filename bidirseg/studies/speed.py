@@ -89,9 +89,9 @@ def _one_turn(work: Callable, device: torch.device) -> float:
     return _seconds_of(work, device)
 
 def _medians(works: list[Callable],  # called in turns
-            device: torch.device,
-            turns: int = 5,
-            ) -> list[float]:       # seconds of each
+             device: torch.device,
+             turns: int = 5,
+             ) -> list[float]:       # seconds of each
     "Median times of several pieces of work."
     times = [[_one_turn(work, device) for work in works] for _ in range(turns)]
     return [statistics.median(of_one) for of_one in zip(*times)]
