@@ -20,7 +20,7 @@ import papermill
 import bidirseg
 from .. import distillation, evaluation, prototypes, pseudo_labels, reweighting, self_training, warmup
 from ..core import InputError, check_name, pick_device
-from ..data import LABEL_SPACES, description_space, read_description
+from ..data import LABEL_SPACES, description_space, open_domain, read_description
 from . import check
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, full_paths, is_finished, label_space, load_preset, load_run,
@@ -87,8 +87,10 @@ def _fit_size(width: int, height: int, shorter: int = 384) -> tuple[int, int]:  
 # %% ../../nbs/pipeline/01_stages.ipynb #a1239d95
 def _fit_to_images(config: RunConfig, given: set) -> RunConfig:
     "Sizes taken from the first images of both domains, where they were not given."
-    target_width, target_height = open_images(config, 'target').image(0).size
-    source_width, source_height = open_images(config, 'source').image(0).size
+    source, target = (open_domain(spec, label_space(config), False, config.data_root)   # no labels to be found missing
+                      for spec in (config.source, config.target))
+    source_width, source_height = source.image(0).size
+    target_width, target_height = target.image(0).size
     height, width = _fit_size(target_width, target_height)
     if 'height' in given and 'width' not in given:
         height, width = config.height, _multiple_of_32(config.height * target_width / target_height)
