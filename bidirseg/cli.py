@@ -64,10 +64,15 @@ def _add_update(parser: ArgumentParser):
     parser.add_argument('--update', action='store_true',
                         help='accept settings that differ from those the directory was started with')
 
-def _add_seeds(parser: ArgumentParser):
-    "Where several seeds go."
+def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
+    "A command that runs a preset under several seeds."
+    parser = commands.add_parser(name, help=help)
+    _add_preset(parser)
+    _add_update(parser)
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.set_defaults(command=command)
+    return parser
 
 # %% ../nbs/09_command_line.ipynb #179eda11
 def _add_run(commands):
@@ -91,11 +96,11 @@ def _run(args: Namespace):
 
 # %% ../nbs/09_command_line.ipynb #034e70e8
 def _add_repeat(commands):
-    parser = commands.add_parser('repeat', help='run a preset under several seeds and print mean and spread')
-    _add_preset(parser)
-    _add_update(parser)
-    _add_seeds(parser)
-    parser.set_defaults(command=lambda args: repeat(args.preset, args.seeds, args.out, args.set, args.update) and None)
+    _add_over_seeds(commands, 'repeat', _repeat, 'run a preset under several seeds and print mean and spread')
+
+def _repeat(args: Namespace):
+    "Run several seeds."
+    repeat(args.preset, args.seeds, args.out, args.set, args.update)
 
 # %% ../nbs/09_command_line.ipynb #944f1c2f
 def _add_stages(commands):
@@ -248,28 +253,28 @@ def _predict(args: Namespace):
     predict_files(args.run_dir, args.images, args.out, args.stage, args.max_pixels)
 
 # %% ../nbs/09_command_line.ipynb #c3e9b912
-def _add_study(commands, name: str, study, help: str) -> ArgumentParser:
-    "A command that runs a study under several seeds."
-    parser = commands.add_parser(name, help=help)
-    _add_preset(parser)
-    _add_update(parser)
-    _add_seeds(parser)
-    parser.set_defaults(command=lambda args: study(args.preset, args.seeds, args.out, args.set, args.update) and None)
-    return parser
+def _add_studies(commands):
+    parser = _add_over_seeds(commands, 'ablate', _ablate,
+                             'run variants of a preset under several seeds, sharing what they have in common; '
+                             'one table and one figure')
+    parser.add_argument('--variants', nargs='+', metavar='NAME', default=list(VARIANTS),
+                        help=f"all if not given: {', '.join(VARIANTS)}")
+    _add_over_seeds(commands, 'labels', _study_labels,
+                    'train the warm-up under several seeds and compare ways to label the target')
+    _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
+                    'self-train under several seeds and compare ways to choose a checkpoint')
 
 def _ablate(args: Namespace):
     "Run variants."
-    ablate(args.preset, args.seeds, args.out, args.variants or list(VARIANTS), args.set, args.update)
+    ablate(args.preset, args.seeds, args.out, args.variants, args.set, args.update)
 
-def _add_studies(commands):
-    parser = _add_study(commands, 'ablate', None, 'run variants of a preset under several seeds, sharing what they '
-                                                  'have in common; one table and one figure')
-    parser.add_argument('--variants', nargs='+', metavar='NAME', help=f"all if not given: {', '.join(VARIANTS)}")
-    parser.set_defaults(command=_ablate)
-    _add_study(commands, 'labels', study_labels,
-               'train the warm-up under several seeds and compare ways to label the target')
-    _add_study(commands, 'checkpoints', study_checkpoints,
-               'self-train under several seeds and compare ways to choose a checkpoint')
+def _study_labels(args: Namespace):
+    "Compare labels."
+    study_labels(args.preset, args.seeds, args.out, args.set, args.update)
+
+def _study_checkpoints(args: Namespace):
+    "Compare checkpoints."
+    study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update)
 
 # %% ../nbs/09_command_line.ipynb #bdc0fa4d
 def _add_bench(commands):

@@ -87,7 +87,7 @@ def _fit_size(width: int, height: int, shorter: int = 384) -> tuple[int, int]:  
 # %% ../../nbs/pipeline/01_stages.ipynb #a1239d95
 def _fit_to_images(config: RunConfig, given: set) -> RunConfig:
     "Sizes taken from the first images of both domains, where they were not given."
-    source, target = (open_domain(spec, label_space(config), False, config.data_root)   # no labels to be found missing
+    source, target = (open_domain(spec, label_space(config), False, config.data_root)   # images: labels may be missing
                       for spec in (config.source, config.target))
     source_width, source_height = source.image(0).size
     target_width, target_height = target.image(0).size
