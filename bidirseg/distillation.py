@@ -105,7 +105,7 @@ def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  
     with open_stage(run_dir, name, DistillationSettings, changes, partial(_inputs, teacher_name)) as stage:
         if stage.skip:
             return stage.dir
-        settings, config, space, device = stage.settings, stage.config, stage.label_space, stage.device
+        settings, config, device = stage.settings, stage.config, stage.device
         teacher = stage.load_model(teacher_name).to(memory_format=torch.channels_last)
         labels, gain = stage.dir/'labels', teacher.exposure_gain
         images = stage.samples('target', exposure_gain=gain)
@@ -114,10 +114,10 @@ def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  
         student, source = _start_student(stage, teacher_name, gain), source_samples(stage, settings.source_weights)
         weak = augment(config.size, config.crop, settings.scale, settings.jitter)
         target = target_samples(stage, labels, gain, weak)
-        class_weight = class_weights(source, len(space), settings.class_balance, device)
+        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, device)
         trainer = Trainer(stage, student, settings, device, config.seed,
                           loss_of=DistillationLoss(student, teacher, settings, class_weight),
-                          draw=lambda history: draw_training(stage, student, [source, target], space, history))
+                          draw=lambda history: draw_training(stage, student, [source, target], history))
         history = trainer.fit(make_loaders([source, target], settings, device))
-        save_outputs(stage, student, config, history, [source, target])
+        save_outputs(stage, student, [source, target], history)
     return stage.dir

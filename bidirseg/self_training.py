@@ -121,24 +121,24 @@ def run(run_dir: str | Path, name: str = 'self_training', **changes) -> Path:  #
     with open_stage(run_dir, name, SelfTrainingSettings, changes, _inputs) as stage:
         if stage.skip:
             return stage.dir
-        settings, config, space, device = stage.settings, stage.config, stage.label_space, stage.device
+        settings, config, device = stage.settings, stage.config, stage.device
         student, teacher = (stage.load_model('warmup').to(memory_format=torch.channels_last) for _ in range(2))
         weak = augment(config.size, config.crop, settings.scale, settings.jitter)
         views = TwoViews(weak, settings.cutout) if settings.consistency else weak
         source = source_samples(stage, settings.source_weights)
         target = target_samples(stage, stage.path('pseudo_labels/labels'), student.exposure_gain, views)
-        class_weight = class_weights(source, len(space), settings.class_balance, device)
+        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, device)
         tracker = _make_tracker(stage, student, teacher)
         trainer = Trainer(stage, student, settings, device, config.seed,
                           loss_of=SelfTrainingLoss(student, teacher, settings, class_weight),
                           others=dict(teacher=teacher),
                           after_step=lambda step: update_ema(teacher, student, settings.ema_decay, step),
-                          draw=lambda history: draw_training(stage, student, [source, target], space, history),
+                          draw=lambda history: draw_training(stage, student, [source, target], history),
                           at_checkpoint=tracker.add if tracker else None)
         history = trainer.fit(make_loaders([source, target], settings, device))
         if tracker:
             tracker.restore_best(settings.model_selection)
         if settings.output_model == 'ema':
             student.load_state_dict(teacher.state_dict())
-        save_outputs(stage, student, config, history, [source, target])
+        save_outputs(stage, student, [source, target], history)
     return stage.dir

@@ -93,18 +93,18 @@ def run(run_dir: str | Path,
     with open_stage(run_dir, name, WarmupSettings, changes, _inputs(name)) as stage:
         if stage.skip:
             return stage.dir
-        settings, config, space = stage.settings, stage.config, stage.label_space
+        settings, config = stage.settings, stage.config
         _check_baseline(name, settings)
         model, learnt = init_model(config, stage.device), _training_samples(stage)
         if settings.brightness_match:
             stage.extra['exposure_gain'] = match_brightness(model, learnt, stage.samples('target'))
         target = stage.samples('target', exposure_gain=model.exposure_gain)
-        weight = class_weights(learnt, len(space), settings.class_balance, stage.device)
+        weight = class_weights(learnt, len(stage.label_space), settings.class_balance, stage.device)
         trainer = Trainer(stage, model, settings, stage.device, config.seed,
                           loss_of=lambda step, batch: supervised_loss(model, batch, weight),
-                          draw=lambda history: draw_training(stage, model, [learnt, target], space, history))
+                          draw=lambda history: draw_training(stage, model, [learnt, target], history))
         history = trainer.fit(make_loaders([learnt], settings, stage.device))
         if settings.adapt_bn:
             update_bn(model, target)
-        save_outputs(stage, model, config, history, [learnt, target])
+        save_outputs(stage, model, [learnt, target], history)
     return stage.dir

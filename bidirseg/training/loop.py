@@ -232,11 +232,9 @@ def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpac
     return image_grid(rows)
 
 # %% ../../nbs/training/02_loop.ipynb #0e528905
-def draw_training(stage: Stage, model: nn.Module, domains: list[Samples], space: LabelSpace,
-                  history: list[dict],
-                  ) -> list[Path]:
+def draw_training(stage: Stage, model: nn.Module, domains: list[Samples], history: list[dict]) -> list[Path]:
     "Write `predictions.png` and `history.png` into a stage's folder."
-    predictions = save_figure(_show_predictions(model, domains, space), stage.dir/'predictions.png')
+    predictions = save_figure(_show_predictions(model, domains, stage.label_space), stage.dir/'predictions.png')
     curves = save_figure(_show_history(history, stage.name), stage.dir/'history.png')
     return [predictions, curves]
 
@@ -411,14 +409,14 @@ def init_model(config: RunConfig, device: torch.device) -> nn.Module:
     return model.to(device, memory_format=torch.channels_last)
 
 # %% ../../nbs/training/02_loop.ipynb #590a7ebb
-def save_outputs(stage: Stage, model: nn.Module, config: RunConfig,
-                 history: list[dict],     # from `Trainer.fit`
+def save_outputs(stage: Stage, model: nn.Module,
                  domains: list[Samples],  # whose images are shown
+                 history: list[dict],     # from `Trainer.fit`
                  ):
     "Write a training stage's artefacts: `model.pt`, `history.json` and the pictures."
-    space = label_space(config)
+    space = stage.label_space
     colors = [list(color) for color in space.colors]
     save_checkpoint(stage.dir/'model.pt', model, classes=list(space.classes), colors=colors,
-                    label_space=space.name, size=list(config.size))
+                    label_space=space.name, size=list(stage.config.size))
     save_json(stage.dir/'history.json', history)
-    draw_training(stage, model, domains, space, history)
+    draw_training(stage, model, domains, history)
