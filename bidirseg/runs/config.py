@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'parse_value', 'as_changes', 'make_settings', 'check_config_values', 'RunConfig', 'stage_names',
            'label_space', 'preset_names', 'load_preset', 'stage_kind', 'StageSettings', 'stage_settings',
-           'given_parameters', 'full_paths', 'load_run', 'check_run_dir', 'start_run', 'stage_dir']
+           'given_parameters', 'presets_table', 'full_paths', 'load_run', 'check_run_dir', 'start_run', 'stage_dir']
 
 # %% ../../nbs/runs/00_config.ipynb #8359a1d8
 import tomllib
@@ -232,6 +232,17 @@ def stage_settings(cls: type,           # the stage's settings dataclass
 def given_parameters(cls: type, namespace: dict) -> dict:   # name -> value, None: as in the run
     "The settings among a notebook's variables."
     return {f.name: namespace[f.name] for f in fields(cls)}
+
+# %% ../../nbs/runs/00_config.ipynb #13f0f900
+def presets_table(cls: type,          # the stage's settings dataclass
+                  stage: str,
+                  names: list[str],   # of settings
+                  presets: tuple = ('demo', 'camvid-dusk', 'camvid-idd', 'own', 'gta5-cityscapes'),
+                  ) -> tuple[list, list[list]]:   # head and rows of text
+    "What presets set, beside the defaults."
+    columns = [cls(), *(stage_settings(cls, load_preset(preset), stage) for preset in presets)]
+    rows = [[f'`{name}`', *(str(getattr(column, name)) for column in columns)] for name in names]
+    return ['setting', 'default', *presets], rows
 
 # %% ../../nbs/runs/00_config.ipynb #904becfd
 _WEIGHT_FILES = ('.pth', '.pt', '.pkl', '.ckpt')

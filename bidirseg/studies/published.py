@@ -17,10 +17,11 @@ PAPER = dict(
                     adapt_bn=False),
     pseudo_labels=dict(label_source='prototypes', score='density', threshold=100., mirror=False))
 
-# %% ../../nbs/studies/00_published.ipynb #d6f5318a
+# %% ../../nbs/studies/00_published.ipynb #loop0001
 _LOOP = {'steps': 90000, 'batch_size': 4, 'optimizer': 'sgd', 'lr': 5e-4, 'head_multiplier': 10.0, 'weight_decay': 5e-4,
          'warmup_steps': 400, 'scale': [0.5, 1.5]}
 
+# %% ../../nbs/studies/00_published.ipynb #d6f5318a
 _BY_PART = {   # part of the published code -> our name -> value
     'network': {'backbone': 'resnet101', 'output_stride': 16, 'feature_dim': 256},
     'evaluation, and target images before their random scale': {'height': 1024, 'width': 2048},
