@@ -98,7 +98,7 @@ def _inputs(teacher_name: str, settings: DistillationSettings) -> list[str]:
     weights = ['reweighting/weights'] if settings.source_weights else []
     return ['source', 'target', f'{teacher_name}/model.pt', *weights]
 
-# %% ../nbs/07_distillation.ipynb #44459c30
+# %% ../nbs/07_distillation.ipynb #8c19ba07
 def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     teacher_name = teacher_stage(load_run(run_dir), name)

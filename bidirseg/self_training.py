@@ -7,7 +7,7 @@ __all__ = ['SelfTrainingSettings', 'disagreement', 'SelfTrainingLoss', 'source_s
            'consistency_loss', 'distillation_loss', 'poly_schedule', 'symmetric_cross_entropy',
            'weighted_cross_entropy']
 
-# %% ../nbs/06_self_training.ipynb #6a9c8ec3
+# %% ../nbs/06_self_training.ipynb #cf48c536
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +55,7 @@ class SelfTrainingSettings(TrainSettings):
                              "one choice: checkpoints are of the student",
                              "set model_selection=last, or output_model=student")
 
-# %% ../nbs/06_self_training.ipynb #db0afc7d
+# %% ../nbs/06_self_training.ipynb #364baf43
 def disagreement(teacher: nn.Module, view_logits: Tensor,   # of the student on strong views (n, classes, h, w)
                  target: dict) -> Tensor:                   # a batch
     "Of the student on strong views with the teacher on the images themselves, where the views show them."
@@ -64,7 +64,7 @@ def disagreement(teacher: nn.Module, view_logits: Tensor,   # of the student on 
     visible = F.interpolate(target['visible'][:, None].float(), teacher_logits.shape[-2:], mode='nearest')
     return consistency_loss(view_logits, teacher_logits, visible[:, 0] > 0)
 
-# %% ../nbs/06_self_training.ipynb #cb78c19a
+# %% ../nbs/06_self_training.ipynb #014c7cef
 @dataclass
 class SelfTrainingLoss:
     "The loss of a step on a batch of both domains."
@@ -103,7 +103,7 @@ def target_samples(stage: Stage, labels: Path, exposure_gain: float, transform) 
     maps = dict(label=read_maps(labels, stage.images('target'), 'pseudo labels'))
     return stage.samples('target', transform, maps, exposure_gain)
 
-# %% ../nbs/06_self_training.ipynb #05f78e84
+# %% ../nbs/06_self_training.ipynb #0c4fc452
 def _inputs(settings: SelfTrainingSettings) -> list[str]:
     "What self-training depends on."
     weights = ['reweighting/weights'] if settings.source_weights else []
@@ -126,7 +126,7 @@ def _take_output(settings: SelfTrainingSettings, student: nn.Module, teacher: nn
     if settings.output_model == 'ema':
         student.load_state_dict(teacher.state_dict())
 
-# %% ../nbs/06_self_training.ipynb #5654889d
+# %% ../nbs/06_self_training.ipynb #0c3e14e9
 def run(run_dir: str | Path, name: str = 'self_training', **changes) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
     with open_stage(run_dir, name, SelfTrainingSettings, changes, _inputs) as stage:

@@ -108,8 +108,8 @@ def test_every_figure_of_the_method_is_stored(root):
 
 
 def test_the_method_shows_one_run(root):
-    notebooks = [path for path in method_notebooks(root) if not path.name.startswith('07')]   # the demo has no rounds
-    runs = {path.name: json.loads(path.read_text(encoding='utf-8'))['metadata'].get('demo_run') for path in notebooks}
+    runs = {path.name: json.loads(path.read_text(encoding='utf-8'))['metadata'].get('demo_run')
+            for path in method_notebooks(root)}
     assert None not in runs.values() and len(set(runs.values())) == 1, f'{runs}; run: make notebooks'
 
 

@@ -1,11 +1,14 @@
 """Executes the method's notebooks on a finished run of the demo and keeps what they show.
 
 The pictures and tables that are stored in these notebooks are then those of one whole run, whose fingerprint is
-written into the metadata of each. The run's place is a parameter; no path of a machine stays in a notebook."""
+written into the metadata of each. The demo has no round of distillation, so 07_distillation is shown on a copy of the
+run that goes on with one. The run's place is a parameter; no path of a machine stays in a notebook."""
 import hashlib
 import json
+import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import papermill
@@ -13,10 +16,11 @@ from nbdev.clean import clean_nb
 from execnb.nbio import read_nb, write_nb
 
 from bidirseg.core import load_json
-from bidirseg.pipeline.stages import stage_spec
-from bidirseg.runs import load_run, stage_dir, stage_names
+from bidirseg.pipeline.stages import run_stage, stage_spec
+from bidirseg.runs import is_finished, load_run, stage_dir, stage_names, start_run
 
 ROOT = Path(__file__).resolve().parent.parent
+ROUND = 'distillation_1'
 
 
 def run_fingerprint(run_dir: Path) -> str:   # 16 hexadecimal digits
@@ -31,6 +35,25 @@ def stages_by_notebook(run_dir: Path) -> dict[Path, str]:   # notebook -> the st
     for name in stage_names(load_run(run_dir)):
         if name not in ('source_only', 'oracle'):
             shown[stage_spec(name).notebook] = name
+    return shown
+
+
+def with_a_round(run_dir: Path) -> Path:   # the copy, beside the run
+    "A copy of a finished run that goes on with one round of distillation, by the preset's settings."
+    copy = run_dir.with_name(f'{run_dir.name}-round')
+    not_copied = shutil.ignore_patterns('*_evaluation', 'report.html', 'run.lock')
+    shutil.copytree(run_dir, copy, ignore=not_copied, dirs_exist_ok=True)
+    start_run(copy, replace(load_run(run_dir), rounds=1), update=True)
+    if not is_finished(lambda: stage_spec(ROUND).run(copy, ROUND)):
+        run_stage(copy, ROUND)
+    return copy
+
+
+def shown_stages(run_dir: Path) -> list[tuple[Path, str, Path]]:   # notebook, stage, run directory
+    "What `main` executes: every notebook of the method, with the stage that it shows and the run that has it."
+    shown = [(notebook, stage, run_dir) for notebook, stage in stages_by_notebook(run_dir).items()]
+    if not load_run(run_dir).rounds:
+        shown.append((stage_spec(ROUND).notebook, ROUND, with_a_round(run_dir)))
     return shown
 
 
@@ -62,9 +85,9 @@ def store(notebook: Path, cells: list[dict], fingerprint: str):
 def main(run_dir: str = 'runs/demo') -> int:
     run_dir = Path(run_dir).resolve()
     fingerprint = run_fingerprint(run_dir)
-    for notebook, stage in stages_by_notebook(run_dir).items():
-        print(f'{notebook.relative_to(ROOT)}: {stage} of {run_dir.name}', flush=True)
-        store(notebook, execute(notebook, stage, run_dir)['cells'], fingerprint)
+    for notebook, stage, shown_run in shown_stages(run_dir):
+        print(f'{notebook.relative_to(ROOT)}: {stage} of {shown_run.name}', flush=True)
+        store(notebook, execute(notebook, stage, shown_run)['cells'], fingerprint)
     print(f'notebooks: outputs of the run {fingerprint}')
     return 0
 

@@ -58,18 +58,30 @@ def run_notebook(path: Path) -> bool:
     return succeeds(str(path.relative_to(ROOT)), 'nbdev_test', '--path', path, '--n_workers', '0')
 
 
-def run_tests(files: list[Path]) -> tuple[int, int]:   # passed, failed
-    "pytest, which prints for itself."
+def run_tests(path: Path) -> tuple[int, int]:   # passed, failed
+    "The tests of a file."
+    since = time.time()
     with tempfile.TemporaryDirectory() as folder:
         xml = Path(folder)/'tests.xml'
-        line = [BIN/'python', '-m', 'pytest', '-q', '-rs', '--durations=5', f'--junitxml={xml}', *files]
-        status = subprocess.run(line, cwd=ROOT, env=ENV).returncode
-        if not xml.exists():
-            return 0, 1
-        suites = list(ElementTree.parse(xml).iter('testsuite'))
+        done = call('python', '-m', 'pytest', '-q', '-rs', '--durations=5', f'--junitxml={xml}', path)
+        suites = list(ElementTree.parse(xml).iter('testsuite')) if xml.exists() else []
     count = {key: sum(int(suite.get(key)) for suite in suites) for key in ('tests', 'failures', 'errors', 'skipped')}
-    failed = count['failures'] + count['errors']
-    return count['tests'] - failed - count['skipped'], failed or int(status not in (0, NO_TESTS))
+    failed = count['failures'] + count['errors'] or int(done.returncode not in (0, NO_TESTS))
+    passed = max(0, count['tests'] - failed - count['skipped'])
+    what = f"{path.relative_to(ROOT)}: {passed} passed, {failed} failed, {count['skipped']} skipped"
+    say(failed == 0, what, since, done.stdout + done.stderr)
+    for line in done.stdout.splitlines():
+        if line.startswith('SKIPPED') or ' call ' in line or ' setup ' in line:
+            print(f'       {line}', flush=True)
+    return passed, failed
+
+
+def run(path: Path) -> tuple[int, int]:   # passed, failed
+    "A notebook, which counts as one test, or the tests of a file."
+    if path.suffix == '.py':
+        return run_tests(path)
+    passed = run_notebook(path)
+    return int(passed), int(not passed)
 
 
 def check_everywhere() -> list[bool]:
@@ -86,11 +98,12 @@ def main(only: list[str]) -> int:
         return not only or any(name in str(path.relative_to(ROOT)) for name in only)
 
     done = [] if only else check_everywhere()
+    files = [path for path in sorted((ROOT/'tests').glob('test_*.py')) if wanted(path)]
+    files.sort(key=lambda path: -path.stat().st_size)   # the longest first, so that both cores end together
     notebooks = [path for path in sorted((ROOT/'nbs').rglob('*.ipynb')) if wanted(path)]
     with ThreadPoolExecutor(2) as pool:
-        done += pool.map(run_notebook, notebooks)
-    files = [path for path in sorted((ROOT/'tests').glob('test_*.py')) if wanted(path)]
-    passed, failed = run_tests(files) if files else (0, 0)
+        counts = list(pool.map(run, [*files, *notebooks]))
+    passed, failed = (sum(column) for column in zip(*counts)) if counts else (0, 0)
     passed, failed = passed + sum(done), failed + len(done) - sum(done)
     print(f'{passed} passed, {failed} failed')
     return int(failed > 0 or passed == 0)
