@@ -7,7 +7,7 @@ __all__ = ['labels_at_features', 'SourceFeatures', 'TargetFeatures', 'Prototypes
            'network_temperature', 'show_prototypes', 'gather_features', 'run', 'ClassPrototypes', 'GaussianMixture',
            'gaussian_log_density']
 
-# %% ../nbs/03_prototypes.ipynb #737c6b07
+# %% ../nbs/03_prototypes.ipynb #073752f3
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class TargetFeatures:
         rows = features.flatten(2)[0].T
         self.reservoir.add(rows, torch.zeros(len(rows), dtype=torch.int64))
 
-# %% ../nbs/03_prototypes.ipynb #24953ff4
+# %% ../nbs/03_prototypes.ipynb #906b1289
 @dataclass(frozen=True)
 class PrototypesSettings(StageSettings):
     "Settings of the prototypes."
@@ -77,7 +77,7 @@ class PrototypesSettings(StageSettings):
     max_iter: int = 100                 # EM steps at most
     reg_covar: float = 1e-6             # added to the variances; a channel silent on the source alone needs more
     adapt_steps: int = 0                # EM steps over target features; 0 keeps the source's prototypes, as published
-    relevance_factor: float = 10_000.0  # target rows that a source prototype outweighs in these steps
+    relevance_factor: float = 10_000.0  # target rows that each prototype's source parameters are worth
     target_rows: int = 60_000           # target features for these steps
     class_prior: bool = True            # weigh classes by the proportions that these steps estimate
     adapt_bn: bool = True               # batch-norm statistics of each domain for its own features (published: no)
@@ -104,12 +104,12 @@ def fit_prototypes(source_rows: dict[int, Tensor],  # class -> (n, d) features
         prototypes.log_prior_ = None
     return prototypes
 
-# %% ../nbs/03_prototypes.ipynb #aa2cb648
+# %% ../nbs/03_prototypes.ipynb #5a2bece5
 def _mean_confidence(log_joint: Tensor) -> float:  # (n, classes) -> in (0, 1]
     "The mean of the highest posterior."
     return float(log_joint.softmax(1).amax(1).mean())
 
-# %% ../nbs/03_prototypes.ipynb #2fdb2e96
+# %% ../nbs/03_prototypes.ipynb #e6407ba7
 def _calibrate_temperature(joint: Tensor,   # (n, classes) log joints of the prototypes
                           logits: Tensor,  # (n, classes) of the network, for the same rows
                           ) -> float:
@@ -124,7 +124,7 @@ def _calibrate_temperature(joint: Tensor,   # (n, classes) log joints of the pro
             high = middle
     return math.exp((low + high) / 2)
 
-# %% ../nbs/03_prototypes.ipynb #9ac965de
+# %% ../nbs/03_prototypes.ipynb #96a10ee8
 @torch.no_grad()
 def network_temperature(prototypes: ClassPrototypes, target_rows: Tensor, classifier: nn.Conv2d) -> float:
     "The temperature of prototypes beside the network that their features are from."

@@ -23,7 +23,7 @@ from .models import predict_features, update_bn, upsample
 from .plots import image_grid, save_figure
 from .runs import Stage, StageSettings, open_stage
 
-# %% ../nbs/04_pseudo_labels.ipynb #88726d61
+# %% ../nbs/04_pseudo_labels.ipynb #08335322
 def prototype_log_posterior(prototypes: ClassPrototypes, features: Tensor,  # (1, d, h, w)
                             temperature: float) -> Tensor:                  # (1, classes, h, w)
     "log p(c | x) by the prototypes alone; the temperature makes them as sure as the network on average."
@@ -34,7 +34,7 @@ def prototype_log_posterior(prototypes: ClassPrototypes, features: Tensor,  # (1
     finite = (joint / temperature).log_softmax(1).clamp_min(-1e4)   # an absent class must not become NaN
     return finite.T.reshape(1, -1, height, width)
 
-# %% ../nbs/04_pseudo_labels.ipynb #fde47bfe
+# %% ../nbs/04_pseudo_labels.ipynb #56949995
 @dataclass
 class PseudoLabeler:
     "Called with an image (3, h, w) uint8, gives labels and scores of its pixels, (h, w) on the CPU."
