@@ -23,8 +23,8 @@ from .pipeline.estimate import dry_run
 from .pipeline.predict import evaluate_run, predict_files
 from .pipeline.report import published_table, report
 from .pipeline.stages import configure, repeat, run, stage_spec
-from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, preset_names,
-                          stage_names)
+from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, percent,
+                           preset_names, stage_names)
 from .studies.ablation import VARIANTS, ablate
 from .studies.label_quality import study_labels
 from .studies.model_selection import study_checkpoints
@@ -111,7 +111,7 @@ def _add_stages(commands):
 def _state(run_dir: Path, name: str) -> str:
     "Whether a stage of a run is complete."
     try:
-        complete = is_finished(lambda: stage_spec(name).run(run_dir, name))
+        complete = is_finished(run_dir, name, stage_spec(name).settings)
     except InputError:   # what it takes from other stages is not there
         complete = False
     return 'complete' if complete else 'to do'
@@ -222,7 +222,7 @@ def _print_scores(result: dict):
     means = ', '.join(f'{100 * value:.1f} ({name})' for name, value in result['miou_by_classes'].items())
     print(f"{result['stage']} on {result['images']} images of {result['dataset']}: mIoU {means}, "
           f"pixel accuracy {100 * result['pixel_accuracy']:.1f}")
-    rows = [[name, '-' if iou is None else 100 * iou] for name, iou in result['iou'].items()]
+    rows = [[name, percent(iou)] for name, iou in result['iou'].items()]
     print(markdown(['class', 'IoU'], rows))
     if result['dataset'] == 'cityscapes' and 'cityscapes13' in result['miou_by_classes']:
         table = published_table(result, result['stage'], result['backbone'], result['source'])

@@ -19,8 +19,8 @@ from .data import Samples, augment
 from .models import BN_MODES, forward_domains, multi_scale, set_exposure_gain, upsample
 from .runs import RunConfig, Stage, load_run, open_stage, stage_names
 from .self_training import source_samples, target_samples
-from .training import (Trainer, TrainSettings, class_weights, distillation_loss, draw_training, init_model,
-                               make_loaders, save_outputs, source_loss, symmetric_cross_entropy, total_loss)
+from .training import (TrainSettings, class_weights, distillation_loss, init_model, save_outputs, source_loss,
+                               symmetric_cross_entropy, total_loss, train_stage)
 
 # %% ../nbs/07_distillation.ipynb #d6353d3a
 def teacher_stage(config: RunConfig, name: str) -> str:
@@ -62,6 +62,11 @@ class DistillationSettings(TrainSettings):
             raise InputError(f"student_weights={self.student_weights!r} with student='teacher'",
                              "weights for a fresh student", "set student=fresh, or leave the weights out")
 
+    def inputs(self, stage) -> list[str]:
+        "Both domains and the teacher; the transferability maps where they are used."
+        weights = ['reweighting/weights'] if self.source_weights else []
+        return ['source', 'target', f'{teacher_stage(stage.config, stage.name)}/model.pt', *weights]
+
 # %% ../nbs/07_distillation.ipynb #f106b354
 @dataclass
 class DistillationLoss:
@@ -93,19 +98,14 @@ def _start_student(stage: Stage, teacher_name: str, exposure_gain: float) -> nn.
     fresh = init_model(replace(config, weights=settings.student_weights or config.weights), stage.device)
     return set_exposure_gain(fresh, exposure_gain)
 
-def _inputs(teacher_name: str, settings: DistillationSettings) -> list[str]:
-    "What a round depends on."
-    weights = ['reweighting/weights'] if settings.source_weights else []
-    return ['source', 'target', f'{teacher_name}/model.pt', *weights]
-
 # %% ../nbs/07_distillation.ipynb #8c19ba07
 def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  # the stage's folder
     "The stage: one round; writes `model.pt`, the labels it learnt from, and pictures."
     teacher_name = teacher_stage(load_run(run_dir), name)
-    with open_stage(run_dir, name, DistillationSettings, changes, partial(_inputs, teacher_name)) as stage:
+    with open_stage(run_dir, name, DistillationSettings, changes) as stage:
         if stage.skip:
             return stage.dir
-        settings, config, device = stage.settings, stage.config, stage.device
+        settings, config = stage.settings, stage.config
         teacher = stage.load_model(teacher_name).to(memory_format=torch.channels_last)
         labels, gain = stage.dir/'labels', teacher.exposure_gain
         images = stage.samples('target', exposure_gain=gain)
@@ -114,10 +114,8 @@ def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  
         student, source = _start_student(stage, teacher_name, gain), source_samples(stage, settings.source_weights)
         weak = augment(config.size, config.crop, settings.scale, settings.jitter)
         target = target_samples(stage, labels, gain, weak)
-        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, device)
-        trainer = Trainer(stage, student, settings, device, config.seed,
-                          loss_of=DistillationLoss(student, teacher, settings, class_weight),
-                          draw=lambda history: draw_training(stage, student, [source, target], history))
-        history = trainer.fit(make_loaders([source, target], settings, device))
+        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, stage.device)
+        history = train_stage(stage, student, [source, target],
+                              DistillationLoss(student, teacher, settings, class_weight))
         save_outputs(stage, student, [source, target], history)
     return stage.dir

@@ -21,8 +21,8 @@ from .core import InputError, save_json, spaced_indices
 from .data import (CITYSCAPES13, CITYSCAPES16, IGNORE, ImageSet, LabeledImageSet, LabelSpace, Samples,
                            images_only, open_ids)
 from .models import forward, predict, upsample
-from .plots import escape_mathtext, image_grid, save_figure
-from .runs import Stage, StageSettings, load_run, open_stage, trained_stages
+from .plots import color_legend, escape_mathtext, image_grid, save_figure
+from .runs import Stage, StageSettings, open_stage, trained_stages
 
 _all_ = ['predict']
 
@@ -115,27 +115,30 @@ def evaluate(model: nn.Module,
 
 # %% ../nbs/08_evaluation.ipynb #7730d054
 def _show_classes(results: dict[str, dict], first: str, last: str):
-    "Bars: IoU of each class under two stages."
-    names = list(results[first]['iou'])
-    fig, ax = plt.subplots(figsize=(max(6, .5 * len(names)), 2.6), dpi=70)
-    for shift, stage, color in ((-.2, first, '0.7'), (.2, last, 'tab:blue')):
-        iou = [100 * (results[stage]['iou'][name] or 0) for name in names]
+    "Bars: IoU of each class under two stages, from the class with the most labelled pixels to the rarest."
+    counts = np.sum(results[last]['confusion'], 1)
+    order, names = np.argsort(counts), list(results[last]['iou'])   # bars are drawn from below
+    fig, ax = plt.subplots(figsize=(5.6, .32 * len(names) + 1), dpi=68, layout='constrained')
+    for shift, stage, color in ((.2, first, '0.7'), (-.2, last, 'tab:blue')):
+        iou = [100 * (results[stage]['iou'][names[c]] or 0) for c in order]
         label = f"{stage.replace('_', ' ')} ({100 * results[stage]['miou']:.1f})"
-        ax.bar(np.arange(len(names)) + shift, iou, .4, label=label, color=color)
-    ax.set_xticks(range(len(names)), [escape_mathtext(name) for name in names], rotation=50, ha='right')
-    ax.set(ylabel='IoU, %')
-    ax.legend(fontsize=8)
+        ax.barh(np.arange(len(names)) + shift, iou, .4, label=label, color=color)
+    ticks = [escape_mathtext(f'{names[c]}, {100 * counts[c] / counts.sum():.1f} %') for c in order]
+    ax.set_yticks(range(len(names)), ticks)
+    ax.set(xlabel='IoU, %', xlim=(0, 100))
+    ax.margins(y=.01)
+    fig.legend(loc='outside upper center', ncols=2, fontsize=10, frameon=False)
     return fig
 
 # %% ../nbs/08_evaluation.ipynb #3864f727
 def show_confusion(cm: np.ndarray, classes: tuple[str, ...], title: str):
     "Where the pixels of each class go, as shares of the class."
     cm = np.asarray(cm, float)
-    fig, ax = plt.subplots(figsize=(5.2, 4.6), dpi=70)
+    fig, ax = plt.subplots(figsize=(5.7, 5.3), dpi=68, layout='constrained')
     shown = ax.imshow(cm / np.maximum(1, cm.sum(1, keepdims=True)), vmin=0, vmax=1, cmap='Blues')
     names = [escape_mathtext(name) for name in classes]
-    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set_xticks(range(len(names)), names, rotation=90, fontsize=9)
+    ax.set_yticks(range(len(names)), names, fontsize=9)
     ax.set(xlabel='predicted', ylabel='label', title=title.replace('_', ' '))
     fig.colorbar(shown)
     return fig
@@ -150,7 +153,9 @@ def show_before_after(models: dict[str, nn.Module], data: ImageSet, size: tuple[
         rows['labels'] = [space.colorize(data.label(i)) for i in picks]
     for name, model in models.items():
         rows[name.replace('_', ' ')] = [space.colorize(predict(model, image, size[0])) for image in rows['image']]
-    return image_grid(rows, width=3.1, dpi=70)
+    fig = image_grid(rows, width=2.6, dpi=70)
+    color_legend(fig, dict(zip(space.classes, space.colors), ignored=(0, 0, 0)))
+    return fig
 
 # %% ../nbs/08_evaluation.ipynb #32c7c125
 def score_pseudo_labels(folder: Path, data: LabeledImageSet, space: LabelSpace
@@ -175,6 +180,11 @@ class EvaluationSettings(StageSettings):
     def __post_init__(self):
         if self.pictures < 1:
             raise InputError(f"pictures={self.pictures}", "at least one", "set pictures=3")
+
+    def inputs(self, stage) -> list[str]:
+        "The images that are scored, or the target's where there are none, and every trained model."
+        labelled = 'evaluation' if stage.config.evaluation else 'target'
+        return [labelled, *(f'{trained}/model.pt' for trained in trained_stages(stage.run_dir))]
 
 # %% ../nbs/08_evaluation.ipynb #d3dedc49
 def _score_stages(stage: Stage, names: list[str]) -> dict[str, dict]:   # stage -> scores
@@ -203,9 +213,7 @@ def run(run_dir: str | Path, name: str = 'evaluation', **changes) -> Path:  # th
     if not names:
         raise InputError(f"{run_dir} has no trained model", "at least the warm-up stage",
                          "run the stages before this one")
-    labelled = 'evaluation' if load_run(run_dir).evaluation else 'target'
-    inputs = [labelled, *(f'{trained}/model.pt' for trained in names)]
-    with open_stage(run_dir, name, EvaluationSettings, changes, inputs) as stage:
+    with open_stage(run_dir, name, EvaluationSettings, changes) as stage:
         if stage.skip:
             return stage.dir
         results = _score_stages(stage, names)

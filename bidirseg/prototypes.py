@@ -42,7 +42,8 @@ class SourceFeatures:
     def __init__(self, model: nn.Module, samples: Samples, size: int, seed: int):
         self.model, self.samples = model, samples
         self.reservoir = Reservoir(model.num_classes, size, stream(seed, 'source features'))
-        self.state_dict, self.load_state_dict = self.reservoir.state_dict, self.reservoir.load_state_dict
+        self.state_dict = self.reservoir.state_dict   # a killed pass goes on from it
+        self.load_state_dict = self.reservoir.load_state_dict
 
     def add(self, i: int):
         "Offer the features of image `i`."
@@ -59,7 +60,8 @@ class TargetFeatures:
     def __init__(self, model: nn.Module, samples: Samples, size: int, seed: int):
         self.model, self.samples = model, samples
         self.reservoir = Reservoir(1, size, stream(seed, 'target features'))
-        self.state_dict, self.load_state_dict = self.reservoir.state_dict, self.reservoir.load_state_dict
+        self.state_dict = self.reservoir.state_dict   # a killed pass goes on from it
+        self.load_state_dict = self.reservoir.load_state_dict
 
     def add(self, i: int):
         "Offer the features of image `i`."
@@ -88,6 +90,10 @@ class PrototypesSettings(StageSettings):
         for name in (*least, 'max_iter', 'reg_covar', 'adapt_steps', 'relevance_factor'):
             if not getattr(self, name) >= least.get(name, 0):
                 raise InputError(f"{name}={getattr(self, name)}", f"at least {least.get(name, 0)}", f"raise {name}")
+
+    def inputs(self, stage) -> list[str]:
+        "Both domains and the warm-up model."
+        return ['source', 'target', 'warmup/model.pt']
 
 # %% ../nbs/03_prototypes.ipynb #5fe2c314
 def fit_prototypes(source_rows: dict[int, Tensor],  # class -> (n, d) features
@@ -171,7 +177,7 @@ def gather_features(stage, model: nn.Module, source: Samples, target: Samples,
 # %% ../nbs/03_prototypes.ipynb #832130cb
 def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # the stage's folder
     "The stage: writes `prototypes.pt`, `prototypes.json` and a picture."
-    with open_stage(run_dir, name, PrototypesSettings, changes, ('source', 'target', 'warmup/model.pt')) as stage:
+    with open_stage(run_dir, name, PrototypesSettings, changes) as stage:
         if stage.skip:
             return stage.dir
         model, space, seed = stage.load_model('warmup'), stage.label_space, stage.config.seed

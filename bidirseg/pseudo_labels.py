@@ -79,8 +79,8 @@ _LARGEST = torch.finfo(torch.float32).max
 _FINITE = (-_LARGEST, _LARGEST)   # a margin is infinite without a second class
 
 # %% ../nbs/04_pseudo_labels.ipynb #463fb272
-def fit_score_quantiles(label: Callable,   # position of an image -> labels, scores
-                        images: int,       # how many there are; at most a hundred are looked at
+def fit_score_quantiles(label_at: Callable,   # position of an image -> labels, scores
+                        images: int,          # how many there are; at most a hundred are looked at
                         num_classes: int, seed: int,
                         per_class: bool = False,
                         ) -> ScoreQuantiles:
@@ -88,7 +88,7 @@ def fit_score_quantiles(label: Callable,   # position of an image -> labels, sco
     groups, size = (num_classes, 50_000) if per_class else (1, 500_000)
     sample = Reservoir(groups, size, stream(seed, 'scores'))
     for i in spaced_indices(images, 100):
-        labels, scores = label(i)
+        labels, scores = label_at(i)
         group = labels.flatten() if per_class else torch.zeros(labels.numel(), dtype=torch.int64)
         sample.add(scores.reshape(-1, 1), group)
     scores_by_class = sample.by_class()
@@ -118,6 +118,10 @@ class PseudoLabelSettings(StageSettings):
         if not 0 < self.keep <= 1:
             raise InputError(f"keep={self.keep}", "a share in (0, 1]", "set keep=0.5")
 
+    def inputs(self, stage) -> list[str]:
+        "Target images, never their labels; the warm-up model and its prototypes."
+        return ['target', 'warmup/model.pt', 'prototypes/prototypes.pt', 'prototypes/prototypes.json']
+
 # %% ../nbs/04_pseudo_labels.ipynb #26afbed7
 def trusted(labels: Tensor, scores: Tensor, quantiles: ScoreQuantiles, settings: PseudoLabelSettings) -> Tensor:
     "The labels that are kept; the others are 255."
@@ -144,9 +148,13 @@ def write_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantil
 def class_shares(counts: list[dict], space: LabelSpace
                  ) -> dict:   # class -> share of the pixels, share of these that is kept
     "What was labelled and kept, class by class."
-    every, kept = (np.sum([image[which] for image in counts], 0) for which in ('every', 'kept'))
-    return {name: dict(share=round(float(every[c] / every.sum()), 5), kept=round(float(kept[c] / max(1, every[c])), 4))
-            for c, name in enumerate(space.classes)}
+    every = np.sum([image['every'] for image in counts], 0)   # (classes,) pixels
+    kept = np.sum([image['kept'] for image in counts], 0)
+    shares = {}
+    for name, n_every, n_kept in zip(space.classes, every, kept):
+        shares[name] = dict(share=round(float(n_every / every.sum()), 5),
+                            kept=round(float(n_kept / max(1, n_every)), 4))
+    return shares
 
 # %% ../nbs/04_pseudo_labels.ipynb #dded3aa6
 def show_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantiles, settings: PseudoLabelSettings,
@@ -174,8 +182,7 @@ def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, m
 # %% ../nbs/04_pseudo_labels.ipynb #70e66a06
 def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  # the stage's folder
     "The stage: writes `labels/KEY.png` for every target image, `labels.json` and a picture."
-    inputs = 'target', 'warmup/model.pt', 'prototypes/prototypes.pt', 'prototypes/prototypes.json'
-    with open_stage(run_dir, name, PseudoLabelSettings, changes, inputs) as stage:
+    with open_stage(run_dir, name, PseudoLabelSettings, changes) as stage:
         if stage.skip:
             return stage.dir
         settings, space, model = stage.settings, stage.label_space, stage.load_model('warmup')

@@ -131,14 +131,16 @@ class WeightMaps:
 
     def __call__(self, i: int, labels: np.ndarray   # position, (h, w) train ids
                  ) -> np.ndarray:                   # (h, w) uint8, 255 is one
-        rows, columns, _ = self.regions[i].shape
-        if self.distance:
-            features = self.regions[i].flatten(0, 1)
-            region = transferability(features, self.centroids, self.mean_distance).reshape(rows, columns)
-        else:
-            region = torch.full((rows, columns), 0.0 if self.entropy else 1.0)
         entropy = self.class_entropy if self.entropy else torch.zeros_like(self.class_entropy)
-        return (weight_map(region, labels, entropy) * 255).round().to(torch.uint8).numpy()
+        return (weight_map(self.region_weights(i), labels, entropy) * 255).round().to(torch.uint8).numpy()
+
+    def region_weights(self, i: int) -> Tensor:   # (rows, columns) in [0, 1]
+        "By distance; without it the entropy alone counts, and without both every pixel weighs one."
+        regions = self.regions[i]
+        if not self.distance:
+            return torch.full(regions.shape[:2], 0.0 if self.entropy else 1.0)
+        weights = transferability(regions.flatten(0, 1), self.centroids, self.mean_distance)
+        return weights.view(regions.shape[:2])
 
 # %% ../nbs/05_reweighting.ipynb #d8f7aac3
 @dataclass(frozen=True)
@@ -166,6 +168,10 @@ class ReweightingSettings(StageSettings):
             raise InputError(f"weights={self.weights!r} with backbone='warmup'", "weights for a backbone of their own",
                              "name it, such as backbone=resnet152, or leave the weights out")
 
+    def inputs(self, stage) -> list[str]:
+        "Both domains and the warm-up model."
+        return ['source', 'target', 'warmup/model.pt']
+
 # %% ../nbs/05_reweighting.ipynb #7f685cb4
 class Regions:
     "The regional features of a domain, collected a chunk of images at a time."
@@ -192,16 +198,19 @@ def _region_backbone(stage: Stage, model: nn.Module) -> nn.Module:
         return model.backbone
     return build_backbone(settings.backbone, settings.weights, 32).to(stage.device).eval()
 
+def _gather_regions(stage: Stage, backbone: nn.Module, images: ImageSet, domain: str
+                    ) -> Tensor:   # (n, rows, columns, d)
+    "The regional features of a domain."
+    regions = Regions(backbone, images, stage.settings)
+    stage.gather(f'{domain} regions', range(0, len(images), Regions.chunk), regions)
+    return torch.cat(regions.features)
+
 def make_weight_maps(stage: Stage, model: nn.Module) -> WeightMaps:
     "Centroids, distances and entropies of a run, also written to `centroids.pt`."
-    settings, source = stage.settings, images_only(stage.images('source'))
-    backbone, features = _region_backbone(stage, model), []
-    for domain, images in (('target', stage.images('target', model.exposure_gain)), ('source', source)):
-        regions = Regions(backbone, images, settings)
-        stage.gather(f'{domain} regions', range(0, len(images), Regions.chunk), regions)
-        features.append(torch.cat(regions.features))
-    of_target, of_source = features
-    of_target = of_target.flatten(0, 2)
+    settings, backbone = stage.settings, _region_backbone(stage, model)
+    target, source = stage.images('target', model.exposure_gain), images_only(stage.images('source'))
+    of_target = _gather_regions(stage, backbone, target, 'target').flatten(0, 2)
+    of_source = _gather_regions(stage, backbone, source, 'source')
     centroids = fit_centroids(of_target, min(settings.n_centroids, len(of_target)), stage.config.seed)
     mean_distance = float(nearest_distance(of_source.flatten(0, 2), centroids).mean())
     entropy = _measure_entropy(model, stage.samples('source'), len(stage.label_space))
@@ -221,13 +230,15 @@ def show_weights(samples: Samples, maps: WeightMaps):
     picks = spaced_indices(len(samples), 4)
     images = [samples.read(i) for i in picks]
     weights = [maps(i, sample['label']) for i, sample in zip(picks, images)]
-    return image_grid({'source': [sample['image'] for sample in images], 'weight': weights})
+    fig = image_grid({'source': [sample['image'] for sample in images], 'weight': weights})
+    drawn = fig.axes[len(picks):]
+    fig.colorbar(drawn[0].images[0], ax=drawn, label='255 is one')
+    return fig
 
 # %% ../nbs/05_reweighting.ipynb #d3dd9ecf
 def run(run_dir: str | Path, name: str = 'reweighting', **changes) -> Path:  # the stage's folder
     "The stage: writes `centroids.pt`, `weights/KEY.png` (8 bit, 255 is one), `weights.json` and a picture."
-    inputs = 'source', 'target', 'warmup/model.pt'
-    with open_stage(run_dir, name, ReweightingSettings, changes, inputs) as stage:
+    with open_stage(run_dir, name, ReweightingSettings, changes) as stage:
         if stage.skip:
             return stage.dir
         maps, source = make_weight_maps(stage, stage.load_model('warmup')), stage.samples('source')

@@ -20,9 +20,8 @@ from .data import Samples, TwoViews, augment, classmix, read_maps
 from .mixture import ClassPrototypes
 from .models import BN_MODES, forward_domains, upsample
 from .runs import Stage, open_stage, stage_settings
-from .training import (CRITERIA, CheckpointTracker, Trainer, TrainSettings, class_weights, consistency_loss,
-                               draw_training, make_loaders, ramp_up, save_outputs, source_loss,
-                               symmetric_cross_entropy, total_loss, update_ema)
+from .training import (CRITERIA, CheckpointTracker, TrainSettings, class_weights, consistency_loss, ramp_up,
+                               save_outputs, source_loss, symmetric_cross_entropy, total_loss, train_stage, update_ema)
 from .training import distillation_loss as distillation_loss, poly_schedule as poly_schedule
 from .training import weighted_cross_entropy as weighted_cross_entropy
 from .warmup import WarmupSettings, source_transform
@@ -54,6 +53,12 @@ class SelfTrainingSettings(TrainSettings):
             raise InputError(f"output_model='ema' with model_selection={self.model_selection!r}",
                              "one choice: checkpoints are of the student",
                              "set model_selection=last, or output_model=student")
+
+    def inputs(self, stage) -> list[str]:
+        "Both domains, the warm-up model and the pseudo labels; maps and prototypes where they are used."
+        weights = ['reweighting/weights'] if self.source_weights else []
+        prototypes = ['prototypes/prototypes.pt'] if self.model_selection != 'last' else []
+        return ['source', 'target', 'warmup/model.pt', 'pseudo_labels/labels', *weights, *prototypes]
 
 # %% ../nbs/06_self_training.ipynb #364baf43
 def disagreement(teacher: nn.Module, view_logits: Tensor,   # of the student on strong views (n, classes, h, w)
@@ -104,12 +109,6 @@ def target_samples(stage: Stage, labels: Path, exposure_gain: float, transform) 
     return stage.samples('target', transform, maps, exposure_gain)
 
 # %% ../nbs/06_self_training.ipynb #0c4fc452
-def _inputs(settings: SelfTrainingSettings) -> list[str]:
-    "What self-training depends on."
-    weights = ['reweighting/weights'] if settings.source_weights else []
-    prototypes = ['prototypes/prototypes.pt'] if settings.model_selection != 'last' else []
-    return ['source', 'target', 'warmup/model.pt', 'pseudo_labels/labels', *weights, *prototypes]
-
 def _make_tracker(stage: Stage, student: nn.Module, teacher: nn.Module) -> CheckpointTracker | None:
     "What judges checkpoints without labels; None where the last one is taken."
     if stage.settings.model_selection == 'last':
@@ -129,24 +128,21 @@ def _take_output(settings: SelfTrainingSettings, student: nn.Module, teacher: nn
 # %% ../nbs/06_self_training.ipynb #0c3e14e9
 def run(run_dir: str | Path, name: str = 'self_training', **changes) -> Path:  # the stage's folder
     "The stage: self-training on both domains; writes `model.pt` and its pictures."
-    with open_stage(run_dir, name, SelfTrainingSettings, changes, _inputs) as stage:
+    with open_stage(run_dir, name, SelfTrainingSettings, changes) as stage:
         if stage.skip:
             return stage.dir
-        settings, config, device = stage.settings, stage.config, stage.device
+        settings, config = stage.settings, stage.config
         student, teacher = (stage.load_model('warmup').to(memory_format=torch.channels_last) for _ in range(2))
         weak = augment(config.size, config.crop, settings.scale, settings.jitter)
         views = TwoViews(weak, settings.cutout) if settings.consistency else weak
         source = source_samples(stage, settings.source_weights)
         target = target_samples(stage, stage.path('pseudo_labels/labels'), student.exposure_gain, views)
-        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, device)
+        class_weight = class_weights(source, len(stage.label_space), settings.class_balance, stage.device)
         tracker = _make_tracker(stage, student, teacher)
-        trainer = Trainer(stage, student, settings, device, config.seed,
-                          loss_of=SelfTrainingLoss(student, teacher, settings, class_weight),
-                          others=dict(teacher=teacher),
-                          after_step=lambda step: update_ema(teacher, student, settings.ema_decay, step),
-                          draw=lambda history: draw_training(stage, student, [source, target], history),
-                          at_checkpoint=tracker.add if tracker else None)
-        history = trainer.fit(make_loaders([source, target], settings, device))
+        history = train_stage(stage, student, [source, target],
+                              SelfTrainingLoss(student, teacher, settings, class_weight), others=dict(teacher=teacher),
+                              after_step=lambda step: update_ema(teacher, student, settings.ema_decay, step),
+                              at_checkpoint=tracker.add if tracker else None)
         _take_output(settings, student, teacher, tracker)
         save_outputs(stage, student, [source, target], history)
     return stage.dir

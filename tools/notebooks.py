@@ -44,7 +44,7 @@ def with_a_round(run_dir: Path) -> Path:   # the copy, beside the run
     not_copied = shutil.ignore_patterns('*_evaluation', 'report.html', 'run.lock')
     shutil.copytree(run_dir, copy, ignore=not_copied, dirs_exist_ok=True)
     start_run(copy, replace(load_run(run_dir), rounds=1), update=True)
-    if not is_finished(lambda: stage_spec(ROUND).run(copy, ROUND)):
+    if not is_finished(copy, ROUND, stage_spec(ROUND).settings):
         run_stage(copy, ROUND)
     return copy
 

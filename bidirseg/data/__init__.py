@@ -16,7 +16,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
         'open_colors', 'open_ids', 'open_rgb'],
     'labels': ['CITYSCAPES13', 'CITYSCAPES16', 'CITYSCAPES19', 'IGNORE', 'LABEL_SPACES', 'LabelSpace'],
     'loading': ['Samples', 'default_workers', 'mean_brightness', 'read_maps', 'train_loader'],
-    'readers': ['READERS', 'folder', 'open_domain'],
+    'readers': ['READERS', 'folder', 'open_domain', 'parse_slice'],
     'scenes': ['draw_scene'],
     'transforms': ['RandomStyleTransfer', 'STYLES', 'TwoViews', 'augment', 'classmix'],
 })

@@ -266,8 +266,8 @@ def _check_folders(images: Path, labels: Path | None):
         raise InputError(f"no label map in {labels}", "image files with ids or colours",
                          "check the path, or leave it out")
 
-# %% ../../nbs/data/05_custom.ipynb #1961296e
-def _check_apart(images: Path, labels: Path):
+# %% ../../nbs/data/05_custom.ipynb #8e5c4aed
+def _check_separate_folders(images: Path, labels: Path):
     "Raise `InputError` where label maps would be taken for images."
     if images == labels:
         raise InputError(f"{images} given twice", "a folder for the images and another for the label maps",
@@ -291,7 +291,7 @@ def _describe_folders(images: Path, labels: Path | None) -> tuple[dict, str]:   
         entries['labels'] = labels.relative_to(root).as_posix()
     return entries, seen
 
-# %% ../../nbs/data/05_custom.ipynb #90ba9c20
+# %% ../../nbs/data/05_custom.ipynb #6a26c2db
 def guess_description(images: str | Path,                  # a folder
                       labels: str | Path | None = None,    # a folder; None: there are no labels
                       sample: int = 60,                    # label maps that are opened, at most
@@ -303,7 +303,7 @@ def guess_description(images: str | Path,                  # a folder
     spec, folders_seen = _describe_folders(images, labels)
     if labels is None:
         return spec, [folders_seen, 'no label maps']
-    _check_apart(images, labels)
+    _check_separate_folders(images, labels)
     names, names_seen = _describe_names(images, labels)
     values, values_seen = _describe_values(labels, names.get('label_end', ''), sample)
     return spec | names | values, [folders_seen, names_seen, *values_seen]

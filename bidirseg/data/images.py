@@ -274,12 +274,14 @@ def _visible(names: list[str]) -> list[str]:
     "Names that the system does not hide."
     return [name for name in names if not name.startswith('.') and name != '__MACOSX']
 
-# %% ../../nbs/data/01_images.ipynb #44c05ee6
+# %% ../../nbs/data/01_images.ipynb #e1b56ef7
 def image_files(folder: Path,
                 end: str = '',                # how names end, in letters of any case; '': any image type
                 ) -> list[tuple[str, Path]]:  # key and path
     "Image files below a folder, in name order."
-    endings, paths, entered = end.lower() or _IMAGE_TYPES, [], set()
+    endings = end.lower() or _IMAGE_TYPES
+    paths = []
+    entered = set()   # folders, by where they really are
     for at, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
         real = os.path.realpath(at)
         if real in entered:

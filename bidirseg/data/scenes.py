@@ -648,13 +648,14 @@ def _building(rng: np.random.Generator, x: float, z: float, length: float) -> _T
     return _Thing('building', x, z, height=height, length=length, look=look,
                   color=_pick_color(rng, _HOUSES[look]), label=BUILDING)
 
-# %% ../../nbs/data/02_scenes.ipynb #7a3444c2
+# %% ../../nbs/data/02_scenes.ipynb #40c9f6ed
 def _roadside(rng: np.random.Generator, domain: _Domain,
               side: int,        # -1 left, 1 right
               edge: float,      # metres from the middle of the road to where houses begin
               ) -> list[_Thing]:
     "What lines one side of the street."
-    things, z = [], 2 + 4 * rng.random()
+    things = []
+    z = 2 + 4 * rng.random()
     while z < 90:
         length = 7 + 9 * rng.random()
         if rng.random() < domain.building:
@@ -667,13 +668,15 @@ def _roadside(rng: np.random.Generator, domain: _Domain,
         z += length
     return things
 
-# %% ../../nbs/data/02_scenes.ipynb #d3d96bbf
+# %% ../../nbs/data/02_scenes.ipynb #f7ef13be
 def _post(rng: np.random.Generator, side: int, half: float) -> _Thing:
     "A lamp post, a traffic light or a sign."
     label = (POLE, LIGHT, SIGN)[_choose(rng, (0.36, 0.26, 0.38))]
     height = (5.5 if label == POLE else 2.6) + 0.6 * rng.random()
-    x, z = side * (half + 0.4 + 0.5 * rng.random()), 6 + 24 * rng.random() ** 1.3
-    look, color = int(rng.integers(5)), _POSTS[rng.integers(3)]
+    x = side * (half + 0.4 + 0.5 * rng.random())
+    z = 6 + 24 * rng.random() ** 1.3
+    look = int(rng.integers(5))
+    color = _POSTS[rng.integers(3)]
     return _Thing('post', x, z, height=height, look=look, color=color, label=label)
 
 # %% ../../nbs/data/02_scenes.ipynb #83235ab3
@@ -739,15 +742,16 @@ def _vehicle(rng: np.random.Generator, domain: _Domain, x: float, z: float) -> _
         return _two_wheeler(rng, x, z, MOTORCYCLE if name == 'motorcycle' else BICYCLE, ridden=True)
     return _lorry(rng, x, z, TRUCK if name == 'truck' else BUS)
 
-# %% ../../nbs/data/02_scenes.ipynb #d424706d
+# %% ../../nbs/data/02_scenes.ipynb #9688df8e
 def _tram(rng: np.random.Generator, half: float) -> _Thing:
     "A tram, more often on the left."
     side = -1 if rng.random() < 0.7 else 1
-    x, z = side * (half - 1.6), 6 + 12 * rng.random()
+    x = side * (half - 1.6)
+    z = 6 + 12 * rng.random()
     return _Thing('tram', x, z, width=2.6, height=3.5, length=22,
                   color=_pick_color(rng, _TRAMS), label=TRAIN)
 
-# %% ../../nbs/data/02_scenes.ipynb #a9a89c8d
+# %% ../../nbs/data/02_scenes.ipynb #662c2470
 def _traffic(rng: np.random.Generator, domain: _Domain, half: float) -> list[_Thing]:
     "Everything that drives or is parked on the road."
     things = [_tram(rng, half)] if rng.random() < domain.tram else []
@@ -756,7 +760,8 @@ def _traffic(rng: np.random.Generator, domain: _Domain, half: float) -> list[_Th
     # middle of the lane, share of its places that are taken, where it begins (metres ahead)
     lanes = ((-0.36 * half, 0.5, 8), (0.3 * half, 0.4, 10), (-half + 1.0, 0.5, 6), (half - 1.0, 0.6, 6))
     for x, density, first in lanes:
-        if x * tram_x > 0 and abs(x) > 0.3 * half:
+        taken_by_tram = x * tram_x > 0 and abs(x) > 0.3 * half   # on its side, and not ahead of us
+        if taken_by_tram:
             continue
         z = first + 6 * rng.random()
         while z < 45:
@@ -766,14 +771,19 @@ def _traffic(rng: np.random.Generator, domain: _Domain, half: float) -> list[_Th
             z += max(length, 4) + 2 + 6 * rng.random()
     return things
 
-# %% ../../nbs/data/02_scenes.ipynb #5648f8de
+# %% ../../nbs/data/02_scenes.ipynb #d8b9ae29
 def _person(rng: np.random.Generator, half: float, walk: float) -> _Thing:
     "Somebody on a pavement, or now and then on the road."
-    side, (across, ahead, girth) = rng.choice((-1, 1)), rng.random(3)
-    crosses = girth < 0.15
-    x = (2 * across - 1) * half if crosses else side * (half + 0.5 + across * (walk - 0.5))
-    width, height, look = 0.7 + 0.15 * girth, 1.65 + 0.25 * across, int(rng.integers(3))
-    return _Thing('person', float(x), 5 + 14 * ahead ** 1.3, width=width, height=height, look=look,
+    side = rng.choice((-1, 1))
+    across, ahead, girth = rng.random(3)
+    on_pavement = side * (half + 0.5 + across * (walk - 0.5))
+    on_road = (2 * across - 1) * half
+    x = on_road if girth < 0.15 else on_pavement
+    z = 5 + 14 * ahead ** 1.3
+    width = 0.7 + 0.15 * girth
+    height = 1.65 + 0.25 * across
+    look = int(rng.integers(3))
+    return _Thing('person', float(x), z, width=width, height=height, look=look,
                   color=_pick_color(rng, _COATS), label=PERSON)
 
 # %% ../../nbs/data/02_scenes.ipynb #07ba567d

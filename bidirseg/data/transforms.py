@@ -70,12 +70,13 @@ class TwoViews:
         view, visible = strong_view(sample['image'], self.cutout)
         return dict(sample, view=view, visible=visible)
 
-# %% ../../nbs/data/06_transforms.ipynb #38715ef1
+# %% ../../nbs/data/06_transforms.ipynb #70a3d9b5
 def exposure_style(source: Tensor, target: Tensor,  # (3, h, w) and (3, H, W), RGB in [0, 1]
                    strength: float = 1.0,           # 0 keeps the source, 1 takes the target's mean
                    ) -> Tensor:                     # (3, h, w), clipped to [0, 1]
     "Multiply an image by the gain that brings its mean brightness to that of another."
-    return (source * (target.mean() / source.mean().clamp(min=1e-3)) ** strength).clamp(0, 1)
+    gain = target.mean() / source.mean().clamp(min=1e-3)
+    return (source * gain ** strength).clamp(0, 1)
 
 # %% ../../nbs/data/06_transforms.ipynb #5cf0de55
 _RGB_XYZ = torch.tensor([[.4124564, .3575761, .1804375],

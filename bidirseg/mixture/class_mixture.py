@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ClassPrototypes', 'map_adapt']
 
-# %% ../../nbs/mixture/02_class_mixture.ipynb #7e01b03a
+# %% ../../nbs/mixture/02_class_mixture.ipynb #cb19e22a
 from numbers import Integral
 from typing import Callable
 import math
@@ -16,7 +16,7 @@ import torch
 
 from ..core import InputError, check_name, load_torch, save_torch, seed_of
 from .density import (
-    DiagonalGaussians, _score, check_rows, full_precision, _row_chunks)
+    DiagonalGaussians, check_rows, full_precision, row_chunks, score_rows)
 from .em import GaussianMixture, MixtureStatistics, e_step, m_step, read_batches
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #6971c199
@@ -60,7 +60,7 @@ def to(self: ClassPrototypes, *args) -> ClassPrototypes:
     parameters = (self.weights_, self.means_, self.covariances_, self.log_prior_)
     return ClassPrototypes(*(None if t is None else t.to(*args) for t in parameters))
 
-# %% ../../nbs/mixture/02_class_mixture.ipynb #0d443807
+# %% ../../nbs/mixture/02_class_mixture.ipynb #a6a50b13
 def _class_rows(features_by_class: dict[int, Tensor], num_classes: int) -> dict[int, Tensor]:
     "The classes that have rows, sorted by id; their rows agree in width, type and device."
     wrong = [c for c in features_by_class if not (isinstance(c, Integral) and 0 <= c < num_classes)]
@@ -72,7 +72,6 @@ def _class_rows(features_by_class: dict[int, Tensor], num_classes: int) -> dict[
         raise InputError("no class with rows", "at least one", "keep more pixels")
     first = next(iter(rows.values()))
     for c, x in rows.items():
-        check_rows(x, what=f'class {c}')
         check_rows(x, first, f'class {c}')
     return rows
 
@@ -91,7 +90,7 @@ def _side_by_side(mixtures: dict[int, GaussianMixture], num_classes: int, n_comp
         variances[c, :k] = mixture.covariances_.reshape(k, -1)   # a circle's one goes to all channels
     return weights, means, variances
 
-# %% ../../nbs/mixture/02_class_mixture.ipynb #7e5cb423
+# %% ../../nbs/mixture/02_class_mixture.ipynb #82f76fc1
 @patch(cls_method=True)
 def fit(cls: ClassPrototypes,
         features_by_class: dict[int, Tensor],  # class id -> (n, d) rows; absent if without rows
@@ -110,8 +109,7 @@ def fit(cls: ClassPrototypes,
         if not isinstance(seed, torch.Generator):
             seed = seed_of(seed or 0, 'class', c)
         mixture = GaussianMixture(n_components, covariance_type, tol, max_iter, reg_covar,
-                                  random_state=seed)
-        mixture._what = f'class {c}'
+                                  random_state=seed, what=f'class {c}')
         mixtures[c] = mixture.fit(rows)
     return cls(*_side_by_side(mixtures, num_classes, n_components))
 
@@ -135,7 +133,7 @@ def _log_sum_exp(x: Tensor) -> Tensor:  # (C, K, n) -> (C, n); `x` is written ov
     shift = torch.where(torch.isinf(top), 0, top)
     return x.sub_(shift[:, None]).clamp_min_(-80).exp_().sum(1).log_().add_(top)
 
-# %% ../../nbs/mixture/02_class_mixture.ipynb #8b3a04ed
+# %% ../../nbs/mixture/02_class_mixture.ipynb #e6221e28
 @patch
 def log_density(self: ClassPrototypes,
                 X: Tensor,    # (n, d) features
@@ -143,12 +141,13 @@ def log_density(self: ClassPrototypes,
     "log p(x | class) for all classes; -inf for a class that is absent."
     check_rows(X, self.means_)
     C, K, d = self.means_.shape
-    log_density, gaussians = X.new_empty(len(X), C), self._gaussians()
+    gaussians = self._gaussians()
+    log_density = X.new_empty(len(X), C)
     with full_precision(X.device):
-        for rows in _row_chunks(len(X), 2*d + C*K, X.device):
-            components = _score(gaussians, X[rows], whole=X)[1].view(C, K, -1)
-            log_density[rows] = _log_sum_exp(components).T
-            del components    # so that the next slice finds this memory, still in the cache
+        for rows in row_chunks(len(X), 2*d + C*K, X.device):
+            _, log_joint = score_rows(gaussians, X[rows], all_rows=X)
+            log_density[rows] = _log_sum_exp(log_joint.view(C, K, -1)).T
+            del log_joint    # so that the next slice finds this memory, still in the cache
     return log_density
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #98be063c

@@ -6,7 +6,7 @@
 __all__ = ['MixtureStatistics', 'e_step', 'm_step', 'squared_distances', 'kmeans_plusplus', 'kmeans', 'from_labels',
            'GaussianMixture', 'read_batches', 'sample_rows', 'ConvergenceWarning']
 
-# %% ../../nbs/mixture/01_em.ipynb #e7f003d8
+# %% ../../nbs/mixture/01_em.ipynb #a9ef7cf0
 from dataclasses import dataclass
 from typing import Callable, Iterable, Iterator
 import math
@@ -19,8 +19,8 @@ import torch.nn.functional as F
 
 from ..core import InputError, check_name, stream
 from .density import (
-    DiagonalGaussians, FullGaussians, _score, check_finite, check_rows, full_precision, _n_chunks,
-    _row_chunks, _safe_cholesky)
+    DiagonalGaussians, FullGaussians, check_finite, check_rows, full_precision, n_chunks, row_chunks,
+    safe_cholesky, score_rows)
 
 # %% ../../nbs/mixture/01_em.ipynb #5d7ed4af
 @dataclass(eq=False)
@@ -55,7 +55,7 @@ def _responsibilities(log_joint: Tensor,         # (k, n), written over
     total = resp.sum(0)
     return resp.div_(total), top + total.log()
 
-# %% ../../nbs/mixture/01_em.ipynb #3799345c
+# %% ../../nbs/mixture/01_em.ipynb #53d443a8
 @patch
 def soft_sums(self: DiagonalGaussians,
               z: Tensor,     # (n, 2d) rows as `expand` made them
@@ -63,12 +63,12 @@ def soft_sums(self: DiagonalGaussians,
               ) -> tuple[Tensor, Tensor, Tensor]:  # S0 (k,), S1 (k, d), S2 (k, d) in float64
     "Sums over one slice of rows."
     k, n = resp.shape
-    chunks = _n_chunks(z, k)
-    if chunks == 1:
+    count = n_chunks(z, k)
+    if count == 1:
         sums = resp @ z
     else:
-        pieces = resp.view(k, chunks, n // chunks).transpose(0, 1)   # (chunks, k, n / chunks)
-        sums = torch.bmm(pieces, z.view(chunks, n // chunks, -1)).sum(0)
+        chunks = resp.view(k, count, n // count).transpose(0, 1)   # (count, k, n / count)
+        sums = torch.bmm(chunks, z.view(count, n // count, -1)).sum(0)
     first, second = sums.double().tensor_split(2, 1)
     return resp.sum(1).double(), first, second
 
@@ -84,7 +84,7 @@ def soft_sums(self: FullGaussians,
     second = torch.stack([(r[:, None]*y).T @ y for r, y in zip(resp, centred)])
     return resp.sum(1).double(), first.double(), second.double()
 
-# %% ../../nbs/mixture/01_em.ipynb #3fb56e46
+# %% ../../nbs/mixture/01_em.ipynb #986c0114
 def e_step(gaussians: DiagonalGaussians | FullGaussians,
            x: Tensor,               # (n, d) rows
            what: str = 'features',  # how messages call the rows
@@ -92,8 +92,8 @@ def e_step(gaussians: DiagonalGaussians | FullGaussians,
     "Responsibilities and their sums over all rows."
     sums = [0, 0, 0]
     log_likelihood = x.new_zeros((), dtype=torch.float64)
-    for rows in _row_chunks(len(x), 2*x.shape[1], x.device):
-        z, log_joint = _score(gaussians, x[rows], what, x)
+    for rows in row_chunks(len(x), 2*x.shape[1], x.device):
+        z, log_joint = score_rows(gaussians, x[rows], what, x)
         resp, log_p = _responsibilities(log_joint)
         sums = [total + part for total, part in zip(sums, gaussians.soft_sums(z, resp))]
         log_likelihood += log_p.sum(dtype=torch.float64)
@@ -178,9 +178,12 @@ def kmeans_plusplus(x: Tensor,                   # (n, d) rows
         d2 = with_candidate[:, best]
     return x[centres]
 
-# %% ../../nbs/mixture/01_em.ipynb #5fc16f7a
-def _settle(x: Tensor, centres: Tensor, steps: int):  # (n, d), (k, d)
-    "Rounds of k-means; squared distances to the nearest centres, and which these are, as `min` gives them."
+# %% ../../nbs/mixture/01_em.ipynb #5dd581db
+def _lloyd(x: Tensor,        # (n, d) rows
+           centres: Tensor,  # (k, d) to start from
+           steps: int,       # rounds
+           ):                # as `min` gives them: (n,) squared distances to the nearest centre, (n,) which that is
+    "Rounds of k-means."
     for _ in range(steps):
         label = squared_distances(x, centres).min(1).indices
         member = F.one_hot(label, len(centres)).to(x.dtype)   # (n, k)
@@ -189,7 +192,7 @@ def _settle(x: Tensor, centres: Tensor, steps: int):  # (n, d), (k, d)
         centres = torch.where(count > 0, means, centres)
     return squared_distances(x, centres).min(1)
 
-# %% ../../nbs/mixture/01_em.ipynb #26cf83ce
+# %% ../../nbs/mixture/01_em.ipynb #e9d0556a
 def kmeans(x: Tensor,                   # (n, d) rows
            k: int,                      # clusters wanted
            generator: torch.Generator,  # on the CPU
@@ -197,7 +200,7 @@ def kmeans(x: Tensor,                   # (n, d) rows
            restarts: int = 3,           # how many starts to choose from
            ) -> Tensor:                 # (n,) cluster of each row; at most k of them, none empty
     "A short k-means from the best of several k-means++ starts."
-    runs = [_settle(x, kmeans_plusplus(x, k, generator), steps) for _ in range(restarts)]
+    runs = [_lloyd(x, kmeans_plusplus(x, k, generator), steps) for _ in range(restarts)]
     best = min(runs, key=lambda run: run.values.sum())
     return best.indices.unique(return_inverse=True)[1]
 
@@ -233,7 +236,7 @@ def from_labels(x: Tensor,         # (n, d) rows
     S = MixtureStatistics(len(x), 0., count, torch.zeros_like(mean), second, mean)
     return m_step(S, mean, spread.expand(k, *spread.shape), kind, reg_covar)
 
-# %% ../../nbs/mixture/01_em.ipynb #a5e397f7
+# %% ../../nbs/mixture/01_em.ipynb #5afaf355
 class GaussianMixture:
     "A mixture of Gaussians fitted by EM. Names as in scikit-learn; tensors in, tensors out."
     def __init__(self,
@@ -246,6 +249,7 @@ class GaussianMixture:
                  covariances_init: Tensor | None = None,  # shaped as covariances_
                  weights_init: Tensor | None = None,      # (K,), sums to one
                  random_state: int | torch.Generator | None = None,  # None is one fixed stream
+                 what: str = 'features',                  # how messages call the rows
                  ):
         check_name(covariance_type, ('diag', 'full', 'tied', 'spherical'), 'covariance_type')
         _check_at_least('n_components', n_components, 1)
@@ -255,7 +259,7 @@ class GaussianMixture:
         self.tol, self.max_iter, self.reg_covar = tol, int(max_iter), reg_covar
         self.means_init, self.covariances_init = means_init, covariances_init
         self.weights_init, self.random_state = weights_init, random_state
-        self._what = 'features'   # how messages call the rows
+        self.what = what
 
     __repr__ = basic_repr('n_components,covariance_type')
 
@@ -281,12 +285,12 @@ def _check_fitted(self: GaussianMixture) -> None:
     if not hasattr(self, 'means_'):
         raise InputError("a mixture without parameters", "a fitted mixture", "call fit first")
 
-# %% ../../nbs/mixture/01_em.ipynb #c4b87fbb
+# %% ../../nbs/mixture/01_em.ipynb #5ec7abdc
 @patch
 def _check_rows(self: GaussianMixture, X: Tensor) -> None:
     "Raise `InputError` unless there are parameters and the rows fit them."
     self._check_fitted()
-    check_rows(X, self.means_, self._what)
+    check_rows(X, self.means_, self.what)
 
 # %% ../../nbs/mixture/01_em.ipynb #933fa1e2
 @patch
@@ -315,13 +319,13 @@ def _set(self: GaussianMixture,
     self.means_ = means.to(like.dtype)
     self.covariances_ = covariances.to(like.dtype)
 
-# %% ../../nbs/mixture/01_em.ipynb #e52ba0d0
+# %% ../../nbs/mixture/01_em.ipynb #4d587286
 @patch
 def statistics(self: GaussianMixture, X: Tensor) -> MixtureStatistics:  # X (n, d)
     "The sums one E step leaves; add those of several shards and give them to `update`."
     self._check_rows(X)
     with full_precision(X.device):
-        return e_step(self._gaussians(moments=True), X, self._what)
+        return e_step(self._gaussians(moments=True), X, self.what)
 
 # %% ../../nbs/mixture/01_em.ipynb #0d24c3df
 @patch
@@ -332,14 +336,14 @@ def update(self: GaussianMixture, S: MixtureStatistics) -> GaussianMixture:
     self._set(*new, like=self.means_)
     return self
 
-# %% ../../nbs/mixture/01_em.ipynb #15767582
+# %% ../../nbs/mixture/01_em.ipynb #a146f460
 @patch
 def _log_joint(self: GaussianMixture, X: Tensor) -> Iterator[Tensor]:  # each (K, rows of the slice)
     "Log weight + log density, slice by slice."
     gaussians = self._gaussians()
     with full_precision(X.device):
-        for rows in _row_chunks(len(X), 2*X.shape[1], X.device):
-            _, log_joint = _score(gaussians, X[rows], self._what, X)
+        for rows in row_chunks(len(X), 2*X.shape[1], X.device):
+            _, log_joint = score_rows(gaussians, X[rows], self.what, X)
             yield log_joint.to(X.dtype)
 
 # %% ../../nbs/mixture/01_em.ipynb #df2feaeb
@@ -388,7 +392,7 @@ def _noise(self: GaussianMixture,
     noise = torch.randn(len(component), d, generator=generator, dtype=torch.float64)
     if self.covariance_type not in _MATRIX_KINDS:
         return noise * cov.reshape(K, -1)[component].sqrt()
-    factors = _safe_cholesky(cov.reshape(-1, d, d)).expand(K, d, d)
+    factors = safe_cholesky(cov.reshape(-1, d, d)).expand(K, d, d)
     return torch.einsum('nij,nj->ni', factors[component], noise)
 
 # %% ../../nbs/mixture/01_em.ipynb #a7b4c05a
@@ -503,16 +507,16 @@ def _check_positive(cov: Tensor, kind: str) -> None:
         raise InputError("covariances_init with a variance that is not positive",
                          "positive definite covariances", "add reg_covar")
 
-# %% ../../nbs/mixture/01_em.ipynb #3d6d3641
+# %% ../../nbs/mixture/01_em.ipynb #40ed5bca
 @patch
 def _check_distinct(self: GaussianMixture, k: int, some_given: bool) -> None:
     "Warn or raise if the sample has only `k` distinct rows."
     K = self.n_components
     if k < K and some_given:
-        raise InputError(f"{self._what}: {k} distinct rows for {K} components",
+        raise InputError(f"{self.what}: {k} distinct rows for {K} components",
                          f"at least {K} distinct rows", "give fewer components")
     if k < K:
-        warnings.warn(f'{self._what}: {k} components instead of {K}, there are no more distinct rows',
+        warnings.warn(f'{self.what}: {k} components instead of {K}, there are no more distinct rows',
                       stacklevel=5)   # the line that called fit
 
 # %% ../../nbs/mixture/01_em.ipynb #ea3d3b09
@@ -540,49 +544,54 @@ def _start(self: GaussianMixture, sample: Tensor) -> None:  # (n, d)
 class ConvergenceWarning(UserWarning):
     "EM was stopped before it had converged."
 
-# %% ../../nbs/mixture/01_em.ipynb #e76b8a9a
-@patch
-def _advance(self: GaussianMixture,
-             S: MixtureStatistics,     # of all rows, by the current parameters
-             bound: float,             # mean log likelihood of the current parameters, nats
-             previous: tuple | None,   # the parameters one step ago
-             ) -> tuple | None:        # those to go back to from here
-    "Judge the current parameters; take an M step from them, or go back to the previous ones."
-    change = bound - self.lower_bound_
-    noise = 20*torch.finfo(self.means_.dtype).eps*(1 + abs(bound))
-    fell = previous is not None and change < -noise
-    self.converged_ = abs(change) < self.tol or fell
-    if fell:
-        self._set(*previous, self.means_)
-        return previous
-    current = self.weights_, self.means_, self.covariances_
-    self.lower_bound_ = max(bound, self.lower_bound_)
-    self.update(S)
-    return current
+# %% ../../nbs/mixture/01_em.ipynb #8161f64c
+def _rounding(bound: float,         # a mean log likelihood, nats
+              dtype: torch.dtype,   # of the data
+              ) -> float:           # nats
+    "How much of a change of a mean log likelihood may be rounding."
+    return 20*torch.finfo(dtype).eps*(1 + abs(bound))
 
-# %% ../../nbs/mixture/01_em.ipynb #06ed78cb
+# %% ../../nbs/mixture/01_em.ipynb #0b3c0fee
+@patch
+def _repeat_steps(self: GaussianMixture,
+                  make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the rows
+                  n_rows: int,                                   # in a pass
+                  ) -> None:
+    "EM steps from the current parameters until they converge, at most `max_iter`."
+    self.converged_, self.lower_bound_, self.n_iter_ = False, -math.inf, 0
+    previous = None   # parameters of one step ago
+    while self.n_iter_ < self.max_iter and not self.converged_:
+        S = sum(self.statistics(x) for x in read_batches(make_batches, self.what))
+        bound = float(S.log_likelihood) / n_rows
+        change = bound - self.lower_bound_
+        fell = previous is not None and change < -_rounding(bound, self.means_.dtype)
+        self.converged_ = fell or abs(change) < self.tol
+        if fell:
+            self.weights_, self.means_, self.covariances_ = previous
+        else:
+            previous = self.weights_, self.means_, self.covariances_
+            self.lower_bound_ = max(bound, self.lower_bound_)
+            self.update(S)
+        self.n_iter_ += 1
+
+# %% ../../nbs/mixture/01_em.ipynb #54651b95
 @patch
 def fit_batches(self: GaussianMixture,
                 make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the same (n_i, d)
                 ) -> GaussianMixture:
     "EM over batches that are read again for each step; equal to `fit` on all their rows."
-    sample, n_rows = sample_rows(make_batches, 16384, self._generator('sample'), self._what)
+    sample, n_rows = sample_rows(make_batches, 16384, self._generator('sample'), self.what)
     with full_precision(sample.device):
         self._start(sample)
-    self.converged_, self.lower_bound_, self.n_iter_ = False, -math.inf, 0
-    previous = None
-    while self.n_iter_ < self.max_iter and not self.converged_:
-        S = sum(self.statistics(x) for x in read_batches(make_batches, self._what))
-        previous = self._advance(S, float(S.log_likelihood) / n_rows, previous)
-        self.n_iter_ += 1
+    self._repeat_steps(make_batches, n_rows)
     if self.max_iter and not self.converged_:
         message = f'EM has not converged after {self.max_iter} steps; raise max_iter or tol'
-        warnings.warn(f'{self._what}: {message}', ConvergenceWarning, stacklevel=2)
+        warnings.warn(f'{self.what}: {message}', ConvergenceWarning, stacklevel=2)
     return self
 
-# %% ../../nbs/mixture/01_em.ipynb #377bc7f4
+# %% ../../nbs/mixture/01_em.ipynb #76125160
 @patch
 def fit(self: GaussianMixture, X: Tensor) -> GaussianMixture:  # X (n, d) float32 or float64
     "EM on rows."
-    check_rows(X, what=self._what)
+    check_rows(X, what=self.what)
     return self.fit_batches(lambda: [X])

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..core import InputError, check_name
 from .class_mixture import ClassPrototypes
 from .density import (
-    DiagonalGaussians, check_finite, check_rows, full_precision, _row_chunks)
+    DiagonalGaussians, check_finite, check_rows, full_precision, row_chunks)
 
 # %% ../../nbs/mixture/03_label_maps.ipynb #faa0c36a
 SCORES = ('density', 'margin', 'posterior')
@@ -69,7 +69,7 @@ def upsample_then_score(self: ClassPrototypes,
     for i in range(b):
         upsampled = F.interpolate(features[[i]], size, mode='bilinear', align_corners=True)
         pixels = upsampled[0].flatten(1).T    # (H W, d)
-        for rows in _row_chunks(H*W, 2*d + self.weights_.numel(), features.device):
+        for rows in row_chunks(H*W, 2*d + self.weights_.numel(), features.device):
             joint = self.log_density(pixels[rows].contiguous())
             if log_prior is not None:
                 joint = joint + log_prior
@@ -119,15 +119,6 @@ def _bernstein_weights(cell: Tensor, u: Tensor,  # (size,) from `_pixel_position
     weights = torch.cat([(1 - u)**2, 2*u*(1 - u), u**2], 1)
     columns = 2*cell[:, None] + torch.arange(3, device=cell.device)
     return u.new_zeros(len(u), 2*n - 1).scatter_(1, columns, weights)
-
-# %% ../../nbs/mixture/03_label_maps.ipynb #011e7b37
-def _axis(n: int, size: int,   # points of the feature map, pixels of the picture
-          like: Tensor,        # the feature map
-          dtype: torch.dtype,  # of the weights
-          ) -> tuple[Tensor, Tensor]:  # (size,) cells, (size, 2n - 1) weights
-    "Cells of the pixels along one axis, and their Bernstein weights."
-    cell, u = _pixel_positions(n, size, like)
-    return cell, _bernstein_weights(cell, u, n).to(dtype)
 
 # %% ../../nbs/mixture/03_label_maps.ipynb #c760b286
 def _upsample_lattice(lattice: Tensor,         # (n, k, m) control values
@@ -194,23 +185,26 @@ def _strips(cell: Tensor,  # (size,) cell of each pixel, rising
         controls = slice(2*first, 2*(first + step) + 1)
         yield points, controls, slice(pixels[i], pixels[i + 1])
 
-# %% ../../nbs/mixture/03_label_maps.ipynb #8fee2d04
+# %% ../../nbs/mixture/03_label_maps.ipynb #ba93d500
 def _tiles(gaussians: DiagonalGaussians,  # k of them
            f: Tensor,                     # (d, h, w) a feature map
            size: tuple[int, int],         # (H, W) pixels
            ) -> Iterator[tuple[slice, slice, Tensor]]:  # rows, columns, (R, k, S) log joints
     "Log joints of all pixels of an image, a tile at a time."
-    (_, h, w), (H, W), dtype = f.shape, size, gaussians.dtype
-    cell_y, By = _axis(h, H, f, dtype)
-    cell_x, Bx = _axis(w, W, f, dtype)
+    _, h, w = f.shape
+    H, W = size
+    cell_y, u_y = _pixel_positions(h, H, f)
+    cell_x, u_x = _pixel_positions(w, W, f)
+    row_weights = _bernstein_weights(cell_y, u_y, h).to(gaussians.dtype)          # (H, 2h - 1)
+    column_weights = _bernstein_weights(cell_x, u_x, w).to(gaussians.dtype).T     # (2w - 1, W)
     cells_y, cells_x = (4, 16) if f.device.type == 'cpu' else (16, 128)   # of a tile
-    f = f.to(dtype).transpose(0, 1)     # (h, d, w)
+    f = f.to(gaussians.dtype).transpose(0, 1)     # (h, d, w)
     strips_x = list(_strips(cell_x, w, cells_x))
     for points, controls_y, rows in _strips(cell_y, h, cells_y):
         lattice = _control_lattice(gaussians, f[points])
         for _, controls_x, columns in strips_x:
-            weights = By[rows, controls_y], Bx.T[controls_x, columns]
-            yield rows, columns, _upsample_lattice(lattice[..., controls_x], *weights)
+            yield rows, columns, _upsample_lattice(
+                lattice[..., controls_x], row_weights[rows, controls_y], column_weights[controls_x, columns])
 
 # %% ../../nbs/mixture/03_label_maps.ipynb #8688c73b
 @patch
@@ -239,19 +233,41 @@ def _possible_classes(self: ClassPrototypes, log_prior: Tensor | None) -> Tensor
         possible = possible & (log_prior > -torch.inf)
     return possible.nonzero()[:, 0]
 
-# %% ../../nbs/mixture/03_label_maps.ipynb #42770528
+# %% ../../nbs/mixture/03_label_maps.ipynb #a346cb50
 @patch
-def _label_safely(self: ClassPrototypes, f: Tensor, size: tuple[int, int], log_prior: Tensor | None,
-                  score: str) -> tuple[Tensor, Tensor]:  # (H, W) labels and scores
-    "Label map of one feature map (d, h, w), the plain way if numbers overflow."
-    if not max(f.amax(), -f.amin()) < 1e15:     # true for nan too
-        check_finite(f.flatten(1).T, 'feature map, pixels')
+def _label_possible(self: ClassPrototypes,
+                    f: Tensor,                   # (d, h, w) one feature map
+                    size: tuple[int, int],       # (H, W) pixels
+                    log_prior: Tensor | None,    # (C,)
+                    score: str,                  # density, margin or posterior
+                    ) -> tuple[Tensor, Tensor]:  # (H, W) labels and scores
+    "Label map of one feature map, by the control lattices of the classes that a pixel can get."
     ids = self._possible_classes(log_prior)
     possible = ClassPrototypes(self.weights_[ids], self.means_[ids], self.covariances_[ids])
     prior_of_ids = None if log_prior is None else log_prior[ids]
     labels, scores = possible._label_one(f, size, prior_of_ids, score)
+    return ids[labels], scores
+
+# %% ../../nbs/mixture/03_label_maps.ipynb #4351eacc
+def _check_magnitude(f: Tensor) -> None:  # (d, h, w) one feature map
+    "Raise `InputError` for features that are not finite or too large, as `check_finite` does."
+    largest = max(f.amax(), -f.amin())
+    if not largest < 1e15:     # true for nan too
+        check_finite(f.flatten(1).T, 'feature map, pixels')
+
+# %% ../../nbs/mixture/03_label_maps.ipynb #4d13df61
+@patch
+def _label_safely(self: ClassPrototypes,
+                  f: Tensor,                   # (d, h, w) one feature map
+                  size: tuple[int, int],       # (H, W) pixels
+                  log_prior: Tensor | None,    # (C,)
+                  score: str,                  # density, margin or posterior
+                  ) -> tuple[Tensor, Tensor]:  # (H, W) labels and scores
+    "Label map of one feature map, the plain way if numbers overflow."
+    _check_magnitude(f)
+    labels, scores = self._label_possible(f, size, log_prior, score)
     if not scores.isnan().any():
-        return ids[labels], scores
+        return labels, scores
     labels, scores = self.upsample_then_score(f[None], size, log_prior, score)
     return labels[0], scores[0]
 

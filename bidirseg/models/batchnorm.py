@@ -36,16 +36,17 @@ def _bn_momentum(model: nn.Module, momentum: float | None):
         for norm, old in zip(norms, before):
             norm.momentum = old
 
-# %% ../../nbs/models/04_batchnorm.ipynb #b8a00624
+# %% ../../nbs/models/04_batchnorm.ipynb #87d13a8f
 def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tensor]:
-    "At most `most` evenly spaced images, in full batches of bytes."
+    "At most `most` evenly spaced images as bytes, in full batches; what is left of them is dropped, unless it is all."
     picks = spaced_indices(len(samples), most)
-    count = len(picks) - len(picks) % batch_size or len(picks)
-    for start in range(0, count, batch_size):
+    if len(picks) > batch_size:
+        picks = picks[:len(picks) // batch_size * batch_size]
+    for start in range(0, len(picks), batch_size):
         chosen = picks[start:start + batch_size]
         yield torch.stack([torch.from_numpy(samples.read(i)['image']) for i in chosen])
 
-# %% ../../nbs/models/04_batchnorm.ipynb #f467857f
+# %% ../../nbs/models/04_batchnorm.ipynb #7ee2a003
 def update_bn(model: nn.Module,     # changed in place
               samples: Samples,     # of the domain that the statistics shall belong to
               most: int = 200,      # images that are looked at
@@ -55,7 +56,7 @@ def update_bn(model: nn.Module,     # changed in place
     for norm in _batch_norms(model):
         norm.reset_running_stats()
     model.train()
-    with _bn_momentum(model, None), seeded(0, 'statistics'):
+    with _bn_momentum(model, None), seeded(0, 'statistics'):   # dropout draws: the same for the same images
         for batch in _full_batches(samples, most, batch_size):
             if len(batch) == 1:
                 batch = batch.repeat(2, 1, 1, 1)   # training needs two; the statistics are the same

@@ -13,8 +13,8 @@ from ..core import atomic_path, cpu_count, save_json
 from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, show_domains,
                            show_overlays, show_survey, survey)
 from ..plots import save_figure
-from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space, load_run,
-                          markdown, open_domains, open_stage, render)
+from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
+                           markdown, open_domains, open_stage, render)
 
 # %% ../../nbs/pipeline/00_check.ipynb #d52cd389
 def _skip_missing(config: RunConfig) -> RunConfig:
@@ -110,13 +110,17 @@ class DataSettings(StageSettings):
     "Settings of the data check."
     sample: int = 40   # images opened per domain, evenly spaced
 
+    def inputs(self, stage) -> list[str]:
+        "The domains, which must not share an image."
+        return list(open_domains(stage.config))
+
 # %% ../../nbs/pipeline/00_check.ipynb #66a00902
 def run(run_dir: str | Path, name: str = 'data', **changes) -> Path:  # the stage's folder
     "The stage: look at a sample of the domains, write `check.json` and `domains.png`."
-    domains = open_domains(load_run(run_dir))
-    with open_stage(run_dir, name, DataSettings, changes, list(domains)) as stage:
+    with open_stage(run_dir, name, DataSettings, changes) as stage:
         if stage.skip:
             return stage.dir
+        domains = open_domains(stage.config)
         space, sample = stage.label_space, stage.settings.sample
         report = {domain: survey(images, space, sample) for domain, images in domains.items()}
         refuse_findings(report)

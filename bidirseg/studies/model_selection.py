@@ -5,33 +5,43 @@
 # %% auto #0
 __all__ = ['checkpoint_table', 'study_checkpoints']
 
-# %% ../../nbs/studies/03_model_selection.ipynb #0aa87a93
+# %% ../../nbs/studies/03_model_selection.ipynb #44181b6d
+from operator import itemgetter
 from pathlib import Path
 
+from fastcore.basics import groupby
 from scipy.stats import spearmanr
 
 from ..core import commit, load_json, pick_device, save_json
 from ..evaluation import evaluate, scores
 from ..models import load_checkpoint
-from ..runs import label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings
+from ..runs import label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from ..self_training import SelfTrainingSettings
-from .ablation import run_variant, write_rows
+from .ablation import run_variant
 from ..training import CRITERIA
 
-# %% ../../nbs/studies/03_model_selection.ipynb #5f994261
+# %% ../../nbs/studies/03_model_selection.ipynb #2168d6bf
 _CHOOSE_BY = {'last': 'steps', **{name: name for name in CRITERIA}, 'mIoU itself': 'miou'}   # name -> what is largest
+
+def _rank_correlation(run: list[dict], key: str) -> float:   # in [-1, 1]; rows of one seed
+    "How a criterion orders the checkpoints of a run, compared with their true mIoU."
+    return spearmanr([row[key] for row in run], [row['miou'] for row in run]).statistic
+
+def _chosen_miou(run: list[dict], key: str) -> float:   # %; rows of one seed
+    "True mIoU of the checkpoint that a criterion would choose."
+    return 100 * max(run, key=itemgetter(key))['miou']
 
 def checkpoint_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows
     "Rank correlation of each criterion with the true mIoU over the checkpoints of a seed, and the mIoU of its choice."
-    runs = [[row for row in rows if row['seed'] == seed] for seed in dict.fromkeys(row['seed'] for row in rows)]
+    runs = groupby(rows, itemgetter('seed')).values()
     table = []
     for name, key in _CHOOSE_BY.items():
-        correlations = [spearmanr([row[key] for row in run], [row['miou'] for row in run]).statistic for run in runs]
-        chosen = [100 * max(run, key=lambda row: row[key])['miou'] for run in runs]
+        correlations = [_rank_correlation(run, key) for run in runs]
+        chosen = [_chosen_miou(run, key) for run in runs]
         table.append([name, mean_spread(correlations, 2), mean_spread(chosen, 2)])
     return ['chosen by', 'rank correlation with mIoU', 'mIoU of the choice'], table
 
-# %% ../../nbs/studies/03_model_selection.ipynb #50d748b5
+# %% ../../nbs/studies/03_model_selection.ipynb #1fe0f57d
 def _score_checkpoints(run_dir: Path) -> list[dict]:
     "What each criterion said of every checkpoint of a run, and its true mIoU."
     config, folder = load_run(run_dir), stage_dir(run_dir, 'self_training')
@@ -44,7 +54,7 @@ def _score_checkpoints(run_dir: Path) -> list[dict]:
         rows.append(dict(seed=config.seed, **row, miou=miou, **made_by))
     return rows
 
-# %% ../../nbs/studies/03_model_selection.ipynb #f7b980a0
+# %% ../../nbs/studies/03_model_selection.ipynb #08b94f59
 def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (),
                       update: bool = False) -> list[dict]:  # rows
     "Score checkpoints of self-training under several seeds; writes `checkpoints.json` and `checkpoints.md`."

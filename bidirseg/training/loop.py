@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainSettings', 'make_optimizer', 'make_loaders', 'Trainer', 'draw_training', 'update_ema', 'init_model',
-           'save_outputs']
+           'train_stage', 'save_outputs']
 
-# %% ../../nbs/training/02_loop.ipynb #671be53d
+# %% ../../nbs/training/02_loop.ipynb #90d35dc7
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable
 import math
@@ -24,7 +25,7 @@ from ..core import (
     InputError, autocast, check_name, progress, save_json, save_torch, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, default_workers, train_loader
 from ..models import build_model, label_maps, parameter_groups, save_checkpoint, to_device
-from ..plots import image_grid, save_figure, thumbnail
+from ..plots import color_legend, image_grid, save_figure, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
 from .losses import poly_schedule
 from .memory import check_memory
@@ -140,7 +141,7 @@ def losses(self: Trainer,
         on_device = [to_device(batch, self.device) for batch in batches]
         return self.loss_of(self.step, *on_device)
 
-# %% ../../nbs/training/02_loop.ipynb #516c6e9c
+# %% ../../nbs/training/02_loop.ipynb #c88ffdbe
 def _read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
     "Losses as numbers, in one transfer."
     values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
@@ -191,18 +192,21 @@ def restore(self: Trainer):
     self.optimizer.load_state_dict(state['optimizer'])
     print(f'{self.stage.name}: going on at step {self.step}')
 
-# %% ../../nbs/training/02_loop.ipynb #24e08d34
+# %% ../../nbs/training/02_loop.ipynb #3928f4bd
 def _show_history(history: list[dict], title: str) -> Figure:
     "Curves of losses and rate over the steps."
     names = [name for name in history[0] if name != 'lr'] + ['lr']
-    fig = Figure(figsize=(3 * len(names), 2.2), dpi=60, layout='constrained')
+    lines = math.ceil(len(names) / 2)
+    fig = Figure(figsize=(6, 2.2 * lines), dpi=65, layout='constrained')
     width = max(1, len(history) // 50)
-    for ax, name in zip(fig.subplots(1, len(names), squeeze=False)[0], names):
+    for ax, name in zip(fig.subplots(lines, 2, squeeze=False).flat, names):
         values = np.array([row[name] for row in history])
         mean = np.convolve(values, np.ones(width) / width, mode='valid')
         ax.plot(values, alpha=.3)
         ax.plot(np.arange(len(mean)) + (width - 1) / 2, mean)
         ax.set(title=name, xlabel='step', ylabel='learning rate' if name == 'lr' else 'loss, nats')
+    for ax in fig.axes[len(names):]:
+        ax.axis('off')
     fig.suptitle(title)
     return fig
 
@@ -216,7 +220,7 @@ def _example(model: nn.Module, samples: Samples, i: int, space: LabelSpace) -> d
         pictures['label'] = space.colorize(maps['label'])
     return pictures
 
-# %% ../../nbs/training/02_loop.ipynb #f92dde1f
+# %% ../../nbs/training/02_loop.ipynb #c94e9a9b
 def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpace) -> Figure:
     "Four images of the domains, their labels and weights, and the labels of the network, in eval mode."
     model.eval()
@@ -229,16 +233,18 @@ def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpac
         pictures = [example.get(name) for example in examples]
         if any(picture is not None for picture in pictures):
             rows[name] = pictures
-    return image_grid(rows)
+    fig = image_grid(rows, width=2.2)
+    color_legend(fig, dict(zip(space.classes, space.colors)))
+    return fig
 
-# %% ../../nbs/training/02_loop.ipynb #0e528905
+# %% ../../nbs/training/02_loop.ipynb #390e1b7f
 def draw_training(stage: Stage, model: nn.Module, domains: list[Samples], history: list[dict]) -> list[Path]:
     "Write `predictions.png` and `history.png` into a stage's folder."
     predictions = save_figure(_show_predictions(model, domains, stage.label_space), stage.dir/'predictions.png')
     curves = save_figure(_show_history(history, stage.name), stage.dir/'history.png')
     return [predictions, curves]
 
-# %% ../../nbs/training/02_loop.ipynb #14f0772c
+# %% ../../nbs/training/02_loop.ipynb #f9f4bdb7
 class _LivePictures:
     "Pictures in the running notebook, each replaced by its next state; nothing outside of notebooks."
     def __init__(self):
@@ -255,7 +261,7 @@ class _LivePictures:
             else:
                 self.handles[path] = display(thumbnail(path), display_id=True)
 
-# %% ../../nbs/training/02_loop.ipynb #849139fa
+# %% ../../nbs/training/02_loop.ipynb #87a170a5
 def _open_events(folder: Path, start: int):  # -> torch.utils.tensorboard.SummaryWriter
     "A writer of TensorBoard events that begins anew at step `start`."
     try:
@@ -265,7 +271,7 @@ def _open_events(folder: Path, start: int):  # -> torch.utils.tensorboard.Summar
                          "pip install 'bidirseg[tensorboard]', or set tensorboard=false") from None
     return SummaryWriter(folder, purge_step=start)
 
-# %% ../../nbs/training/02_loop.ipynb #69a31073
+# %% ../../nbs/training/02_loop.ipynb #716d51d4
 class _TrainingLog:
     "Bar, events and pictures of a training from step `start` on."
     def __init__(self, stage: Stage, settings: TrainSettings, start: int):
@@ -287,7 +293,7 @@ class _TrainingLog:
         self.pictures.show(paths)
         self.drawn = time.time()
 
-# %% ../../nbs/training/02_loop.ipynb #036959c3
+# %% ../../nbs/training/02_loop.ipynb #7a69e277
 @patch
 def write(self: _TrainingLog, step: int, values: dict[str, float]):
     "Note what a step gave: `loss`, `lr` and whatever else there is."
@@ -297,7 +303,7 @@ def write(self: _TrainingLog, step: int, values: dict[str, float]):
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
-# %% ../../nbs/training/02_loop.ipynb #2224e389
+# %% ../../nbs/training/02_loop.ipynb #4e60ab85
 @patch
 def close(self: _TrainingLog):
     "End the events and note the seconds of a step in the stage's record."
@@ -315,31 +321,37 @@ def _first_batches(loaders: list) -> list[dict]:
         batches.append(loader.collate_fn([loader.dataset[place] for place in places]))
     return batches
 
-# %% ../../nbs/training/02_loop.ipynb #704d2328
+# %% ../../nbs/training/02_loop.ipynb #6eff4916
+def _first_images(batch: dict, n: int) -> dict:
+    "The first images of a batch, with all that belongs to them."
+    return {name: values[:n] for name, values in batch.items()}
+
+# %% ../../nbs/training/02_loop.ipynb #15208f61
+_LONG_TRAINING = 50   # steps to come; for fewer a trial is not worth its time
+
 @patch
 def try_step(self: Trainer, loaders: list):
     "Try a step before a long training; raises `InputError` where it does not fit."
-    if self.settings.steps - self.step < 50:
+    if self.settings.steps - self.step < _LONG_TRAINING:
         return
     batches = _first_batches(loaders)
 
-    def forward(n):
-        few = [{name: values[:n] for name, values in batch.items()} for batch in batches]
-        return self.losses(few)['loss']
+    def loss_of_first(n):
+        return self.losses([_first_images(batch, n) for batch in batches])['loss']
 
     networks = list(self.networks.values())
-    check_memory(forward, networks, self.settings.batch_size, self.device, self.stage.name)
+    check_memory(loss_of_first, networks, self.settings.batch_size, self.device, self.stage.name)
 
-# %% ../../nbs/training/02_loop.ipynb #98549c23
+# %% ../../nbs/training/02_loop.ipynb #c13f3d39
 def _tune_convolutions(device: torch.device):
     "Let cuDNN choose its algorithms by trying them, unless PyTorch is asked for determinism."
     free = not torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.benchmark = free and device.type == 'cuda'
 
-# %% ../../nbs/training/02_loop.ipynb #df3e7ddf
+# %% ../../nbs/training/02_loop.ipynb #2ef0c6ea
 @patch
 def checkpoint(self: Trainer, log: _TrainingLog):
-    "Save and draw every `checkpoint_every` steps."
+    "Every `checkpoint_every` steps: `at_checkpoint`, the state, pictures. At the end: `at_checkpoint` alone."
     finished = self.step == self.settings.steps
     if not finished and self.step % self.settings.checkpoint_every:
         return
@@ -352,7 +364,7 @@ def checkpoint(self: Trainer, log: _TrainingLog):
         log.show(self.draw(self.history))
         self.model.train()
 
-# %% ../../nbs/training/02_loop.ipynb #706e037e
+# %% ../../nbs/training/02_loop.ipynb #f5d86c98
 @patch
 def fit(self: Trainer,
         loaders: Callable,   # start -> one loader per domain, from that step on
@@ -376,7 +388,7 @@ def fit(self: Trainer,
     log.close()
     return self.history
 
-# %% ../../nbs/training/02_loop.ipynb #66bfdb2d
+# %% ../../nbs/training/02_loop.ipynb #affb62e1
 @patch
 def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
     "Note what the step gave, and whatever else is due after it."
@@ -408,7 +420,19 @@ def init_model(config: RunConfig, device: torch.device) -> nn.Module:
                         output_stride=config.output_stride, feature_dim=config.feature_dim, seed=config.seed)
     return model.to(device, memory_format=torch.channels_last)
 
-# %% ../../nbs/training/02_loop.ipynb #590a7ebb
+# %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
+def train_stage(stage: Stage, model: nn.Module,
+                domains: list[Samples],               # `loss_of` gets a batch of each
+                loss_of: Callable,
+                shown: list[Samples] | None = None,   # whose images are drawn; None: the domains
+                **more,                               # further fields of `Trainer`
+                ) -> list[dict]:                      # the history
+    "Train the network of a stage as its settings say."
+    draw = partial(draw_training, stage, model, shown or domains)
+    trainer = Trainer(stage, model, stage.settings, stage.device, stage.config.seed, loss_of, draw=draw, **more)
+    return trainer.fit(make_loaders(domains, stage.settings, stage.device))
+
+# %% ../../nbs/training/02_loop.ipynb #3e604d67
 def save_outputs(stage: Stage, model: nn.Module,
                  domains: list[Samples],  # whose images are shown
                  history: list[dict],     # from `Trainer.fit`

@@ -33,12 +33,12 @@ def poly_schedule(step: int,              # t, from 0
     done = (step - warmup) / max(1, total - warmup)
     return eta_min + (lr - eta_min) * max(0.0, 1 - done) ** gamma
 
-# %% ../../nbs/training/00_losses.ipynb #4291c97c
-def _cross_entropy(logits: Tensor,                # (b, classes, h, w)
-                   target: Tensor,                # (b, h, w) train ids, 255 ignored
-                   weight: Tensor | None = None,  # (classes,)
-                   reduction: str = 'none',       # none, or mean over the weights
-                   ) -> Tensor:                   # (b, h, w), or a scalar
+# %% ../../nbs/training/00_losses.ipynb #94ae1a62
+def _pixel_cross_entropy(logits: Tensor,                # (b, classes, h, w)
+                         target: Tensor,                # (b, h, w) train ids, 255 ignored
+                         weight: Tensor | None = None,  # (classes,)
+                         reduction: str = 'none',       # none, or mean over the weights
+                         ) -> Tensor:                   # (b, h, w), or a scalar
     "`F.cross_entropy` of maps, with the same bits every time where PyTorch is asked for that."
     target = target.long()
     if not torch.are_deterministic_algorithms_enabled():
@@ -47,18 +47,19 @@ def _cross_entropy(logits: Tensor,                # (b, classes, h, w)
     loss = F.cross_entropy(rows, target.flatten(), weight, ignore_index=IGNORE, reduction=reduction)
     return loss.view(target.shape) if reduction == 'none' else loss
 
-# %% ../../nbs/training/00_losses.ipynb #5509b235
+# %% ../../nbs/training/00_losses.ipynb #a0b8841e
 def cross_entropy(logits: Tensor,                # (b, classes, h, w)
                   target: Tensor,                # (b, h, w) train ids, 255 ignored
                   weight: Tensor | None = None,  # (classes,) at least 0; None: all classes weigh 1
                   ) -> Tensor:                   # scalar, nats
     "Weighted mean of the cross entropy over the valid pixels; 0 where no pixel counts."
-    counts = target != IGNORE
+    counted = target != IGNORE   # (b, h, w)
     if weight is not None:
-        counts = counts & (weight[torch.where(counts, target, 0).long()] > 0)
-        weight = torch.where(counts.any(), weight, 1)
-    mean = _cross_entropy(logits, target, weight, reduction='mean')
-    return torch.where(counts.any(), mean, 0)
+        label = torch.where(counted, target, 0).long()
+        counted = counted & (weight[label] > 0)
+        weight = torch.where(counted.any(), weight, 1)   # where nothing counts, weights of 0 would give 0 / 0
+    mean = _pixel_cross_entropy(logits, target, weight, reduction='mean')
+    return torch.where(counted.any(), mean, 0)
 
 # %% ../../nbs/training/00_losses.ipynb #31d55641
 def supervised_loss(model: nn.Module,              # (b, 3, h, w) -> .logits (b, classes, h/4, w/4)
@@ -108,7 +109,7 @@ def _check_maps(logits: Tensor,   # (b, classes, h, w)
             raise InputError(f"{name} of shape {tuple(values.shape)} for logits {tuple(logits.shape)}",
                              "(b, h, w) of the logits", "resize the logits to the labels with upsample")
 
-# %% ../../nbs/training/00_losses.ipynb #8ca67bb0
+# %% ../../nbs/training/00_losses.ipynb #b5000632
 def weighted_cross_entropy(logits: Tensor,  # (b, classes, h, w)
                            target: Tensor,  # (b, h, w) train ids, 255 ignored
                            weight: Tensor,  # (b, h, w) at least 0
@@ -116,7 +117,7 @@ def weighted_cross_entropy(logits: Tensor,  # (b, classes, h, w)
     "Cross entropy times a weight for each pixel, over the count of valid pixels (published code)."
     _check_maps(logits, target=target, weight=weight)
     valid = target != IGNORE
-    return (_cross_entropy(logits, target) * weight).sum() / valid.sum().clamp(min=1)
+    return (_pixel_cross_entropy(logits, target) * weight).sum() / valid.sum().clamp(min=1)
 
 # %% ../../nbs/training/00_losses.ipynb #b14fa91b
 def source_loss(logits: Tensor,        # (b, classes, h/4, w/4)
@@ -130,7 +131,7 @@ def source_loss(logits: Tensor,        # (b, classes, h/4, w/4)
         weight = weight * batch['weight'].float() / 255
     return weighted_cross_entropy(upsample(logits, label.shape[-2:]), label, weight)
 
-# %% ../../nbs/training/00_losses.ipynb #e422c6fc
+# %% ../../nbs/training/00_losses.ipynb #7945ed9a
 _LOG_OF_ZERO = math.log(1e-4)   # A, of Wang et al. and of the published code
 
 def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
@@ -145,7 +146,7 @@ def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
     p = logits.softmax(1).clamp(1e-7, 1)
     label = torch.where(valid, target, 0).long()
     p_others = p.sum(1) - p.gather(1, label[:, None])[:, 0]
-    cross = _cross_entropy(logits, target).sum() / count
+    cross = _pixel_cross_entropy(logits, target).sum() / count
     reverse = (-_LOG_OF_ZERO * p_others * valid).sum() / count
     return alpha * cross + beta * reverse
 

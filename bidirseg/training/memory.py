@@ -101,7 +101,33 @@ def free_memory(device: torch.device) -> int | None:  # bytes; None where the sy
 def _mb(n_bytes: int) -> str:
     return f'{n_bytes / 2**20:,.0f} MB'
 
-# %% ../../nbs/training/01_memory.ipynb #4bce35a4
+# %% ../../nbs/training/01_memory.ipynb #18bfc31f
+def _fitting_batch(memory: StepMemory, free: int) -> int:   # images of each domain, at least 2
+    "The largest batch that fits, about."
+    return max(2, (free - memory.fixed) // memory.per_image)
+
+def _memory_line(memory: StepMemory, batch_size: int,
+                 free: int | None,   # bytes; None: not known
+                 stage: str) -> str:
+    "What a step takes, for the log."
+    need = memory.total(batch_size)
+    if free is None:
+        return f'{stage}: a step takes about {_mb(need)}'
+    tight = f'; at most about batch_size={_fitting_batch(memory, free)} fits' if need > free else ''
+    return f'{stage}: a step takes about {_mb(need)} of {_mb(free)} that are free{tight}'
+
+# %% ../../nbs/training/01_memory.ipynb #e55a02e4
+def _check_batch_fits(memory: StepMemory, batch_size: int, free: int, stage: str):
+    "Raise `InputError` where only fewer images than a batch has fitted."
+    if memory.batch_size == batch_size:
+        return
+    need = memory.total(batch_size)
+    smaller = min(_fitting_batch(memory, free), batch_size - 1)
+    raise InputError(f'{stage} with batch_size={batch_size}: a step takes about {_mb(need)}, and {_mb(free)} are free',
+                     'a step that fits',
+                     f'set {stage}.batch_size={smaller}, or a smaller crop_height and crop_width')
+
+# %% ../../nbs/training/01_memory.ipynb #cd0d6c53
 def check_memory(forward: Callable[[int], Tensor],  # number of images of each domain -> their loss
                  networks: list[nn.Module],         # what a step may change; the first is trained
                  batch_size: int,
@@ -110,15 +136,7 @@ def check_memory(forward: Callable[[int], Tensor],  # number of images of each d
                  ):
     "Print what a step will take; raises `InputError` where it does not fit."
     memory = measure_step(forward, networks, batch_size, device)
-    need, free = memory.total(batch_size), free_memory(device)
-    if free is None:
-        print(f'{stage}: a step takes about {_mb(need)}')
-        return
-    fits = max(2, (free - memory.fixed) // memory.per_image)
-    tight = f'; at most about batch_size={fits} fits' if need > free else ''
-    print(f'{stage}: a step takes about {_mb(need)} of {_mb(free)} that are free{tight}', flush=True)
-    if memory.batch_size < batch_size:
-        smaller = min(fits, batch_size - 1)
-        seen = f'{stage} with batch_size={batch_size}: a step takes about {_mb(need)}, and {_mb(free)} are free'
-        fix = f'set {stage}.batch_size={smaller}, or a smaller crop_height and crop_width'
-        raise InputError(seen, 'a step that fits', fix)
+    free = free_memory(device)
+    print(_memory_line(memory, batch_size, free, stage), flush=True)
+    if free is not None:
+        _check_batch_fits(memory, batch_size, free, stage)
