@@ -15,7 +15,8 @@ from scipy.stats import spearmanr
 from ..core import commit, load_json, pick_device, save_json
 from ..evaluation import evaluate, scores
 from ..models import load_checkpoint
-from ..runs import label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
+from ..runs import (label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings,
+                           write_rows)
 from ..self_training import SelfTrainingSettings
 from .ablation import run_variant
 from ..training import CRITERIA
