@@ -127,6 +127,22 @@ def test_readme_lists_the_deviations_that_explain_prints(root):
     assert [tuple(cell.strip() for cell in row.strip('|').split('|')) for row in table] == DEVIATIONS
 
 
+VARIANT_OF = {   # a row of the README's tables -> the variant in nbs/results
+    'source only': 'source_only', 'warm-up': 'warmup', 'self-training on softmax labels': 'softmax',
+    'self-training on the surer half of softmax labels': 'softmax_half', "the paper's recipe": 'paper',
+    '**the defaults**': 'full', 'oracle': 'oracle'}
+
+
+def test_readme_tables_are_the_stored_rows(root):
+    tables = (root/'README.md').read_text(encoding='utf-8').split('|  | mIoU, mean ± spread |')[1:]
+    for preset, table in zip(('demo', 'camvid-dusk', 'camvid-idd'), tables, strict=True):
+        rows = json.loads((root/'nbs'/'results'/f'{preset}.json').read_text(encoding='utf-8'))
+        for line in table.split('\n\n')[0].splitlines()[2:]:
+            name, *_, each_seed = [cell.strip() for cell in line.strip('|').split('|')]
+            of_seed = {row['seed']: row['miou'] for row in rows if row['variant'] == VARIANT_OF[name]}
+            assert each_seed == ', '.join(f'{100 * of_seed[seed]:.1f}' for seed in sorted(of_seed)), (preset, name)
+
+
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 QUIET = ['--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
          '--disable-background-networking', '--disable-component-update', '--disable-sync']
