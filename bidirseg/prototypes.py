@@ -77,7 +77,7 @@ class PrototypesSettings(StageSettings):
     covariance_type: str = 'diag'       # diag, or spherical for isotropic ones
     rows_per_class: int = 20_000        # source features kept per class (published: 300,000)
     max_iter: int = 100                 # EM steps at most
-    reg_covar: float = 1e-6             # added to the variances; a channel silent on the source alone needs more
+    reg_covar: float = 1e-6             # added to the variances; more where channels are silent on the source only
     adapt_steps: int = 0                # EM steps over target features; 0 keeps the source's prototypes, as published
     relevance_factor: float = 10_000.0  # target rows that each prototype's source parameters are worth
     target_rows: int = 60_000           # target features for these steps
