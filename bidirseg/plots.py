@@ -6,6 +6,7 @@
 __all__ = ['escape_mathtext', 'image_grid', 'color_legend', 'show_pipeline', 'save_figure', 'thumbnail']
 
 # %% ../nbs/11_plots.ipynb #86190cca
+import math
 from pathlib import Path
 from typing import Sequence
 
@@ -70,7 +71,9 @@ def image_grid(rows: dict[str, Sequence],   # name at the left -> pictures (h, w
 def color_legend(fig: Figure,               # with the layout 'constrained', as `image_grid` makes it
                  colors: dict[str, tuple],  # name -> RGB, 0 to 255
                  loc: str = 'outside lower center'):
-    "What the colours of a picture mean, in four columns below it."
+    "What the colours of a picture mean, in four columns below it, for which the figure grows."
+    width, height = fig.get_size_inches()
+    fig.set_size_inches(width, height + .22 * math.ceil(len(colors) / 4))
     patches = []
     for name, color in colors.items():
         patches.append(Patch(color=np.array(color) / 255, label=escape_mathtext(name)))
