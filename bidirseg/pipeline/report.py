@@ -142,7 +142,9 @@ _REPORT = '''
 <h1>{{ config.preset }}</h1>
 <p>{{ config.description }}</p>
 <p>Seed {{ config.seed }}; {{ last.device }} ({{ last.threads }} threads) of {{ last.machine }};
-{% for name, version in last.versions.items() %}{{ name }} {{ version }}{{ ', ' if not loop.last else '. ' }}{% endfor %}
+{% for name, version in last.versions.items() %}
+{{ name }} {{ version }}{{ ', ' if not loop.last else '. ' }}
+{% endfor %}
 {{ config.chosen_on }}</p>
 {% if results %}
 <h2>Scores</h2>
