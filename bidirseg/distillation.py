@@ -55,15 +55,13 @@ class DistillationSettings(TrainSettings):
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
         check_name(self.student, ('fresh', 'teacher'), 'student')
         if not self.label_scales or min(self.label_scales) <= 0:
-            raise InputError(f"label_scales={self.label_scales}",
-                             "at least one size, in proportion to the training height",
+            raise InputError(f"label_scales={self.label_scales}", "at least one size, relative to the training height",
                              "set label_scales=[0.75, 1.0, 1.5]")
         if self.student == 'teacher' and self.student_weights is not None:
             raise InputError(f"student_weights={self.student_weights!r} with student='teacher'",
                              "weights for a fresh student", "set student=fresh, or leave the weights out")
 
     def inputs(self, stage) -> list[str]:
-        "Both domains and the teacher; the transferability maps where they are used."
         weights = ['reweighting/weights'] if self.source_weights else []
         return ['source', 'target', f'{teacher_stage(stage.config, stage.name)}/model.pt', *weights]
 

@@ -92,7 +92,6 @@ class PrototypesSettings(StageSettings):
                 raise InputError(f"{name}={getattr(self, name)}", f"at least {least.get(name, 0)}", f"raise {name}")
 
     def inputs(self, stage) -> list[str]:
-        "Both domains and the warm-up model."
         return ['source', 'target', 'warmup/model.pt']
 
 # %% ../nbs/03_prototypes.ipynb #5fe2c314

@@ -157,19 +157,17 @@ class ReweightingSettings(StageSettings):
 
     def __post_init__(self):
         if len(self.grid) != 2 or min(self.n_centroids, self.region_height, self.region_width, *self.grid) < 1:
-            sizes = f"regions of {self.region_height} x {self.region_width}, grid={self.grid}"
-            raise InputError(f"n_centroids={self.n_centroids}, {sizes}",
+            size = f"{self.region_height} x {self.region_width}"
+            raise InputError(f"n_centroids={self.n_centroids}, regions of {size}, grid={self.grid}",
                              "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
         if self.backbone != 'warmup' and self.weights is None:
-            raise InputError(f"backbone={self.backbone!r} without weights",
-                             "pretrained weights: features of a random network say nothing",
+            raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights: random ones say nothing",
                              "set weights=IMAGENET1K_V1, or backbone=warmup")
         if self.backbone == 'warmup' and self.weights is not None:
             raise InputError(f"weights={self.weights!r} with backbone='warmup'", "weights for a backbone of their own",
                              "name it, such as backbone=resnet152, or leave the weights out")
 
     def inputs(self, stage) -> list[str]:
-        "Both domains and the warm-up model."
         return ['source', 'target', 'warmup/model.pt']
 
 # %% ../nbs/05_reweighting.ipynb #7f685cb4

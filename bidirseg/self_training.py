@@ -28,6 +28,16 @@ from .warmup import WarmupSettings, source_transform
 
 _all_ = ['consistency_loss', 'distillation_loss', 'poly_schedule', 'symmetric_cross_entropy', 'weighted_cross_entropy']
 
+# %% ../nbs/06_self_training.ipynb #33a9389e
+def _check_output(output_model: str, model_selection: str):
+    "Raise `InputError` unless the two say which one model later stages get."
+    check_name(model_selection, ('last', *CRITERIA), 'criterion')
+    check_name(output_model, ('student', 'ema'), 'output_model')
+    if output_model == 'ema' and model_selection != 'last':
+        raise InputError(f"output_model='ema' with model_selection={model_selection!r}",
+                         "one choice: checkpoints are of the student",
+                         "set model_selection=last, or output_model=student")
+
 # %% ../nbs/06_self_training.ipynb #8de45ded
 @dataclass(frozen=True)
 class SelfTrainingSettings(TrainSettings):
@@ -47,12 +57,7 @@ class SelfTrainingSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
-        check_name(self.model_selection, ('last', *CRITERIA), 'criterion')
-        check_name(self.output_model, ('student', 'ema'), 'output_model')
-        if self.output_model == 'ema' and self.model_selection != 'last':
-            raise InputError(f"output_model='ema' with model_selection={self.model_selection!r}",
-                             "one choice: checkpoints are of the student",
-                             "set model_selection=last, or output_model=student")
+        _check_output(self.output_model, self.model_selection)
 
     def inputs(self, stage) -> list[str]:
         "Both domains, the warm-up model and the pseudo labels; maps and prototypes where they are used."
