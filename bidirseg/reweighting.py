@@ -161,7 +161,7 @@ class ReweightingSettings(StageSettings):
             raise InputError(f"n_centroids={self.n_centroids}, regions of {size}, grid={self.grid}",
                              "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
         if self.backbone != 'warmup' and self.weights is None:
-            raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights: random ones say nothing",
+            raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights, not random ones",
                              "set weights=IMAGENET1K_V1, or backbone=warmup")
         if self.backbone == 'warmup' and self.weights is not None:
             raise InputError(f"weights={self.weights!r} with backbone='warmup'", "weights for a backbone of their own",
