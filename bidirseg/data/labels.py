@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'CITYSCAPES19', 'CITYSCAPES16', 'CITYSCAPES13', 'CAMVID11', 'IDD_LITE7', 'LABEL_SPACES', 'LabelSpace',
-           'label_mapping', 'id_lut', 'values_to_train_ids']
+           'label_mapping', 'id_lut', 'values_to_train_ids', 'unblur_colors']
 
 # %% ../../nbs/data/00_labels.ipynb #bd4489c4
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
+from scipy.ndimage import maximum_filter, uniform_filter
 
 from ..core import InputError, check_name
 
@@ -125,3 +127,24 @@ def values_to_train_ids(values: np.ndarray,              # integers, any shape, 
         return table[values]
     inside = (values >= 0) & (values < 256)
     return np.where(inside, table[np.where(inside, values, 0)], -1)
+
+# %% ../../nbs/data/00_labels.ipynb #46e539e3
+def _as_ycbcr(rgb: np.ndarray) -> np.ndarray:   # (h, w, 3) uint8 -> float32
+    "Brightness and two colour differences, in which JPEG stores a picture."
+    return np.asarray(Image.fromarray(np.asarray(rgb, np.uint8)).convert('YCbCr'), np.float32)
+
+def unblur_colors(rgb: np.ndarray,      # (h, w, 3) uint8, as JPEG gives it
+                  colors: np.ndarray,   # (n, 3) the palette
+                  support: np.ndarray,  # (n,) sure pixels among nine that make a class possible nearby
+                  reach: int = 3,       # pixels
+                  ) -> np.ndarray:      # (h, w) places in the palette
+    "The palette colour that each pixel of a label map had before it was saved as JPEG."
+    distance = ((_as_ycbcr(rgb)[:, :, None] - _as_ycbcr(colors[None])[0]) ** 2).sum(-1)   # (h, w, n)
+    nearest = distance.argmin(-1)
+    is_sure = distance.min(-1) < 150
+    for place in range(len(colors)):
+        mine = (is_sure & (nearest == place)).astype(np.float32)
+        is_core = 9 * uniform_filter(mine, 3) * mine > support[place] - .5
+        possible = maximum_filter(is_core, 2 * reach + 1)
+        distance[~possible, place] += 1e6   # only where nothing is possible do these count
+    return distance.argmin(-1)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CITYSCAPES_IDS', 'IDD_IDS', 'MAPILLARY_IDS', 'SYNTHIA_IDS', 'READERS', 'scenes', 'find_root', 'Layout',
-           'layout_images', 'layout_labels', 'read_layout', 'split_parts', 'cityscapes', 'acdc', 'dark_zurich',
-           'bdd100k', 'idd', 'mapillary', 'camvid', 'idd_lite', 'gta5', 'synthia', 'class_values', 'folder',
-           'parse_slice', 'open_domain']
+           'layout_images', 'layout_labels', 'read_layout', 'split_parts', 'cityscapes', 'cityscapes_pix2pix', 'acdc',
+           'dark_zurich', 'bdd100k', 'idd', 'mapillary', 'camvid', 'idd_lite', 'gta5', 'synthia', 'class_values',
+           'folder', 'parse_slice', 'open_domain']
 
 # %% ../../nbs/data/03_readers.ipynb #46985970
 from dataclasses import dataclass, replace
@@ -23,9 +23,9 @@ import numpy as np
 from ..core import InputError, check_name
 from .archives import ARCHIVES
 from .images import (
-    ImageSet, LabeledImageSet, MAX_PIXELS, image_files, join_color, match_pairs, open_colors)
+    ImageSet, LabeledImageSet, MAX_PIXELS, image_files, join_color, match_pairs, open_colors, open_rgb)
 from .labels import (
-    CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LABEL_SPACES, LabelSpace, id_lut, label_mapping)
+    CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LABEL_SPACES, LabelSpace, id_lut, label_mapping, unblur_colors)
 from .scenes import draw_scene
 
 # %% ../../nbs/data/03_readers.ipynb #99970f43
@@ -184,6 +184,41 @@ def cityscapes(root, labelled: bool = True, split: str = 'train') -> ImageSet:  
     splits = split_parts(split)
     root = find_root(root, 'Cityscapes', inside=f'leftImg8bit/{splits[0]}')
     return read_layout(_CITYSCAPES, root, splits, labelled)
+
+# %% ../../nbs/data/03_readers.ipynb #5db6f376
+_VOID_COLORS = (
+    (0, 0, 0),                                                                      # unlabelled
+    (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180),   # dynamic ... guard rail
+    (150, 100, 100), (150, 120, 90), (0, 0, 90), (0, 0, 110))                       # bridge ... trailer
+_PIX2PIX_COLORS = np.array([*CITYSCAPES19.colors, *_VOID_COLORS], np.uint8)
+_PIX2PIX_SUPPORT = np.full(len(_PIX2PIX_COLORS), 3)
+_PIX2PIX_SUPPORT[[CITYSCAPES19.classes.index(name) for name in ('truck', 'bus', 'train')]] = 6
+_PIX2PIX_SUPPORT[len(CITYSCAPES19) + 1:] = 9
+
+def _left_half(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    "The photo of a pair."
+    pair = open_rgb(path, max_pixels)
+    return pair.crop((0, 0, pair.width // 2, pair.height))
+
+def _right_half_labels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:   # (h, w) train ids, 255 ignored
+    "The label map of a pair."
+    pair = np.asarray(open_rgb(path, max_pixels))
+    places = unblur_colors(pair[:, pair.shape[1] // 2:], _PIX2PIX_COLORS, _PIX2PIX_SUPPORT)
+    return np.where(places < len(CITYSCAPES19), places, IGNORE).astype(np.uint8)
+
+# %% ../../nbs/data/03_readers.ipynb #124b8afb
+def cityscapes_pix2pix(root, labelled: bool = True, split: str = 'train') -> ImageSet:  # train, val
+    "Cityscapes as pix2pix distributes it, 19 classes: photo and coloured label map side by side in one JPEG."
+    splits = split_parts(split)
+    root = find_root(root, 'cityscapes_pix2pix', 'cityscapes', inside=splits[0])
+    files = [(f'{part}__{key}', path) for part in splits for key, path in image_files(root/part)]
+    if not files:
+        raise InputError(f"no image in {root/splits[0]}", "pairs such as 1.jpg", "unpack the archive again")
+    keys, paths = zip(*files)
+    if not labelled:
+        return ImageSet('cityscapes_pix2pix', paths, keys, _left_half)
+    return LabeledImageSet('cityscapes_pix2pix', paths, keys, _left_half, label_items=paths,
+                           open_label=_right_half_labels, space=CITYSCAPES19, table=_TRAIN_IDS)
 
 # %% ../../nbs/data/03_readers.ipynb #9acc079e
 _ANONYMISED = Layout('acdc', 'rgb_anon/{part}', ('gt/{part}',),
@@ -458,7 +493,7 @@ def folder(root, labelled: bool = True,
 
 # %% ../../nbs/data/03_readers.ipynb #9c76e772
 READERS = {reader.__name__: reader for reader in (
-    scenes, camvid, idd_lite, cityscapes, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary,
+    scenes, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary,
     folder)}
 
 _SHARED_OPTIONS = dict(
