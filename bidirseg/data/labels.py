@@ -75,23 +75,37 @@ IDD_LITE7 = _label_space(
 LABEL_SPACES = {s.name: s for s in (CITYSCAPES19, CITYSCAPES16, CITYSCAPES13, CAMVID11, IDD_LITE7)}
 
 # %% ../../nbs/data/00_labels.ipynb #65d6d6e1
-_MERGES = {   # (label space of the files, label space wanted) -> class there -> class wanted
+_COUNTS_AS = {   # (label space of the files, label space wanted) -> class wanted -> classes there
     ('camvid11', 'idd_lite7'): {
-        'road': 'drivable', 'sidewalk': 'non drivable', 'car': 'vehicles',
-        'pedestrian': 'living things', 'bicyclist': 'living things',
-        'pole': 'roadside objects', 'sign': 'roadside objects', 'fence': 'roadside objects',
-        'building': 'far objects', 'vegetation': 'far objects'}}
+        'drivable': ['road'], 'non drivable': ['sidewalk'], 'vehicles': ['car'],
+        'living things': ['pedestrian', 'bicyclist'],
+        'roadside objects': ['pole', 'sign', 'fence'],
+        'far objects': ['building', 'vegetation']},
+    ('cityscapes19', 'camvid11'): {
+        'building': ['wall'], 'sign': ['traffic sign', 'traffic light'], 'vegetation': ['terrain'],
+        'car': ['truck', 'bus'], 'pedestrian': ['person'], 'bicyclist': ['rider', 'bicycle']},
+    ('cityscapes19', 'idd_lite7'): {
+        'drivable': ['road'], 'non drivable': ['sidewalk', 'terrain'],
+        'living things': ['person', 'rider'],
+        'vehicles': ['car', 'truck', 'bus', 'train', 'motorcycle', 'bicycle'],
+        'roadside objects': ['wall', 'fence', 'pole', 'traffic light', 'traffic sign'],
+        'far objects': ['building', 'vegetation']}}
+
+def _known_merges(have: str, want: str) -> dict[str, str]:   # class there -> class wanted
+    "What counts as what between two label spaces that are known; classes of one name are not listed."
+    groups = _COUNTS_AS.get((have, want), {})
+    return {there: wanted for wanted, classes in groups.items() for there in classes}
 
 # %% ../../nbs/data/00_labels.ipynb #55b0caa4
 def label_mapping(have: LabelSpace, want: LabelSpace,
-                  merge: dict[str, str] | None = None,  # class there -> class wanted, beside `_MERGES`
+                  merge: dict[str, str] | None = None,  # class there -> class wanted, beside those known
                   ) -> np.ndarray:                      # (256,) int16: 255 ignored, -1 unknown
     "Look-up table between the train ids of two label spaces; raises `InputError` for unknown classes."
     merge = merge or {}
     for c, wanted in merge.items():
         check_name(c, have.classes, f'class of {have.name}')
         check_name(wanted, want.classes, f'class of {want.name}')
-    counts_as = {**_MERGES.get((have.name, want.name), {}), **merge}
+    counts_as = {**_known_merges(have.name, want.name), **merge}
     table = np.full(256, -1, np.int16)
     table[IGNORE] = IGNORE
     for i, c in enumerate(have.classes):

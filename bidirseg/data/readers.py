@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Callable
 import inspect
 import re
+import sys
 
 from PIL import Image
 from scipy.io import loadmat
@@ -207,14 +208,23 @@ def _right_half_labels(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray: 
     return np.where(places < len(CITYSCAPES19), places, IGNORE).astype(np.uint8)
 
 # %% ../../nbs/data/03_readers.ipynb #124b8afb
+def _by_number(file: tuple[str, Path]) -> tuple[int, str]:
+    "What files such as 9.jpg and 10.jpg are sorted by; names that are no number come last."
+    key = file[0]
+    return (int(key), key) if key.isdigit() else (sys.maxsize, key)
+
 def cityscapes_pix2pix(root, labelled: bool = True, split: str = 'train') -> ImageSet:  # train, val
     "Cityscapes as pix2pix distributes it, 19 classes: photo and coloured label map side by side in one JPEG."
     splits = split_parts(split)
     root = find_root(root, 'cityscapes_pix2pix', 'cityscapes', inside=splits[0])
-    files = [(f'{part}__{key}', path) for part in splits for key, path in image_files(root/part)]
-    if not files:
+    keys, paths = [], []
+    for part in splits:
+        for key, path in sorted(image_files(root/part), key=_by_number):
+            keys.append(f'{part}__{key}')
+            paths.append(path)
+    if not keys:
         raise InputError(f"no image in {root/splits[0]}", "pairs such as 1.jpg", "unpack the archive again")
-    keys, paths = zip(*files)
+    keys, paths = tuple(keys), tuple(paths)
     if not labelled:
         return ImageSet('cityscapes_pix2pix', paths, keys, _left_half)
     return LabeledImageSet('cityscapes_pix2pix', paths, keys, _left_half, label_items=paths,
