@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CITYSCAPES_IDS', 'IDD_IDS', 'MAPILLARY_IDS', 'SYNTHIA_IDS', 'READERS', 'scenes', 'find_root', 'Layout',
            'layout_images', 'layout_labels', 'read_layout', 'split_parts', 'cityscapes', 'cityscapes_pix2pix', 'acdc',
-           'dark_zurich', 'bdd100k', 'idd', 'mapillary', 'camvid', 'idd_lite', 'gta5', 'synthia', 'class_values',
-           'folder', 'parse_slice', 'open_domain']
+           'dark_zurich', 'bdd100k', 'idd', 'mapillary', 'camvid', 'idd_lite', 'gta5', 'streets', 'synthia',
+           'class_values', 'folder', 'parse_slice', 'open_domain']
 
 # %% ../../nbs/data/03_readers.ipynb #46985970
 from dataclasses import dataclass, replace
@@ -365,6 +365,13 @@ def gta5(root, labelled: bool = True,
     labels = dict(image_files(root/'labels')) if labelled else None
     return match_pairs('gta5', files, labels, CITYSCAPES19, _CITYSCAPES_LUT, resize_label=True)
 
+# %% ../../nbs/data/03_readers.ipynb #2cfcfb01
+def streets(root, labelled: bool = True) -> ImageSet:
+    "Streets drawn by `bidirseg draw streets`, 19 classes."
+    root = find_root(root, 'streets', inside='labels')
+    labels = dict(image_files(root/'labels')) if labelled else None
+    return match_pairs('streets', image_files(root/'images'), labels, CITYSCAPES19, _TRAIN_IDS)
+
 # %% ../../nbs/data/03_readers.ipynb #785c1c60
 SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6,
                17: 12, 19: 15, 21: 3}
@@ -503,7 +510,7 @@ def folder(root, labelled: bool = True,
 
 # %% ../../nbs/data/03_readers.ipynb #9c76e772
 READERS = {reader.__name__: reader for reader in (
-    scenes, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary,
+    scenes, streets, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary,
     folder)}
 
 _SHARED_OPTIONS = dict(
