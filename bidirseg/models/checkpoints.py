@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED_NAMES', 'save_checkpoint', 'load_checkpoint', 'is_checkpoint', 'load_published']
 
-# %% ../../nbs/models/02_checkpoints.ipynb #c487e680
+# %% ../../nbs/models/02_checkpoints.ipynb #849bda7c
 from pathlib import Path
 import warnings
 
@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from ..core import InputError, load_torch, save_torch
-from .backbones import read_state_dict
+from .backbones import compare_states, read_state_dict
 from .deeplab import build_model
 
-# %% ../../nbs/models/02_checkpoints.ipynb #e9e1d823
+# %% ../../nbs/models/02_checkpoints.ipynb #98bfd9b4
 def _is_plain(value) -> bool:
     "Whether a value is read back by a loader that accepts no code."
     if isinstance(value, dict):
@@ -26,7 +26,7 @@ def _is_plain(value) -> bool:
         return all(_is_plain(part) for part in value)
     return isinstance(value, Tensor) or type(value) in (int, float, str, bool, type(None), bytes)
 
-# %% ../../nbs/models/02_checkpoints.ipynb #89721079
+# %% ../../nbs/models/02_checkpoints.ipynb #7c6ff22f
 _FORMAT = 'bidirseg.model/1'
 
 def save_checkpoint(path: str | Path,   # where to
@@ -43,7 +43,7 @@ def save_checkpoint(path: str | Path,   # where to
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     return save_torch(path, dict(format=_FORMAT, build=model.build_args, state=state, extra=extra))
 
-# %% ../../nbs/models/02_checkpoints.ipynb #0176fbda
+# %% ../../nbs/models/02_checkpoints.ipynb #a0e6023f
 def load_checkpoint(path: str | Path,                    # written by save_checkpoint
                     device: str | torch.device = 'cpu',
                     ) -> tuple[nn.Module, dict]:         # in eval mode; what was kept with it
@@ -61,12 +61,12 @@ def load_checkpoint(path: str | Path,                    # written by save_check
                          "it is broken or made by another version: train again") from None
     return model.to(device).eval(), data['extra']
 
-# %% ../../nbs/models/02_checkpoints.ipynb #55dc9845
+# %% ../../nbs/models/02_checkpoints.ipynb #4849b76e
 def _current_names(build: dict) -> dict:
     "Build arguments under the names that `build_model` has for them."
     return {'exposure_gain' if name == 'gain' else name: value for name, value in build.items()}
 
-# %% ../../nbs/models/02_checkpoints.ipynb #cd6b1aee
+# %% ../../nbs/models/02_checkpoints.ipynb #4e20a08e
 def is_checkpoint(path: str | Path) -> bool:
     "Whether a file was written by `save_checkpoint`."
     try:
@@ -75,7 +75,7 @@ def is_checkpoint(path: str | Path) -> bool:
         return False
     return isinstance(data, dict) and data.get('format') == _FORMAT
 
-# %% ../../nbs/models/02_checkpoints.ipynb #ae7856e1
+# %% ../../nbs/models/02_checkpoints.ipynb #4fff654f
 PUBLISHED_NAMES = {   # start of a published name -> ours
     'aspp.aspp1.atrous_conv.': 'aspp.branches.0.0.', 'aspp.aspp1.bn.': 'aspp.branches.0.1.',
     'aspp.aspp2.atrous_conv.': 'aspp.branches.1.0.', 'aspp.aspp2.bn.': 'aspp.branches.1.1.',
@@ -89,7 +89,7 @@ PUBLISHED_NAMES = {   # start of a published name -> ours
     'decoder.last_conv.7.': 'classifier.',
 }
 
-# %% ../../nbs/models/02_checkpoints.ipynb #3ee7298c
+# %% ../../nbs/models/02_checkpoints.ipynb #121009ed
 def _rename_published(name: str,  # of a parameter in a published checkpoint
                      ) -> str:
     "Our name of a parameter of the published network."
@@ -99,7 +99,7 @@ def _rename_published(name: str,  # of a parameter in a published checkpoint
             return ours + name.removeprefix(theirs)
     return name
 
-# %% ../../nbs/models/02_checkpoints.ipynb #0737eaba
+# %% ../../nbs/models/02_checkpoints.ipynb #68c4fc9e
 _SCALAR = np.float64(0).__reduce__()[0]   # the function that numpy's numbers are rebuilt by
 _NUMPY_NUMBERS = [_SCALAR, (_SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
                   *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8'))]
@@ -115,21 +115,7 @@ def _read_published(path: str | Path,          # a published checkpoint
                          "take another file; our own are read by load_checkpoint")
     return {_rename_published(name): value for name, value in state.items()}
 
-# %% ../../nbs/models/02_checkpoints.ipynb #0c481ffd
-def _compare_states(state: dict, own: dict) -> str:
-    "How the parameters of a file differ from a network's, in words; empty where they do not."
-    missing = [name for name in own if name not in state and not name.endswith('num_batches_tracked')]
-    left_over = [name for name in state if name not in own]
-    reshaped = [name for name in state if name in own and state[name].shape != own[name].shape]
-    shapes = [f'{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}' for name in reshaped]
-    texts = []
-    for kind, names in (('missing', missing), ('left over', left_over), ('of another shape', shapes)):
-        examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-        if names:
-            texts.append(f'{len(names)} {kind} ({examples})')
-    return '; '.join(texts)
-
-# %% ../../nbs/models/02_checkpoints.ipynb #548ec346
+# %% ../../nbs/models/02_checkpoints.ipynb #2a5bed8f
 def load_published(model: nn.Module,        # from build_model; changed in place
                    path: str | Path,        # a published checkpoint
                    partial: bool = False,   # take what fits and warn of the rest
@@ -137,7 +123,7 @@ def load_published(model: nn.Module,        # from build_model; changed in place
     "Load the authors' checkpoint; raises `InputError` when names or shapes do not all agree."
     state = _read_published(path)
     own = model.state_dict()
-    differences = _compare_states(state, own)
+    differences = compare_states(state, own)
     if differences and not partial:
         raise InputError(f"{path}: names {differences}",
                          f"exactly the parameters of {model.build_args}",
