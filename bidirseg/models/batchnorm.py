@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BN_MODES', 'update_bn', 'no_bn_tracking', 'bn_eval', 'forward_domains']
 
-# %% ../../nbs/models/04_batchnorm.ipynb #34288284
+# %% ../../nbs/models/04_batchnorm.ipynb #2f6bafee
 from typing import Iterator
 import contextlib
 
@@ -16,13 +16,13 @@ from ..core import seeded, spaced_indices
 from ..data import Samples
 from .inference import forward
 
-# %% ../../nbs/models/04_batchnorm.ipynb #cfcd4411
+# %% ../../nbs/models/04_batchnorm.ipynb #7f5161b5
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
     "The batch norm layers of a network."
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
-# %% ../../nbs/models/04_batchnorm.ipynb #0893cb90
+# %% ../../nbs/models/04_batchnorm.ipynb #2071eb78
 @contextlib.contextmanager
 def _bn_momentum(model: nn.Module, momentum: float | None):
     "Inside, running statistics follow the batches with this momentum; None: their plain mean."
@@ -36,7 +36,7 @@ def _bn_momentum(model: nn.Module, momentum: float | None):
         for norm, old in zip(norms, before):
             norm.momentum = old
 
-# %% ../../nbs/models/04_batchnorm.ipynb #87d13a8f
+# %% ../../nbs/models/04_batchnorm.ipynb #cb5d3ca5
 def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tensor]:
     "At most `most` evenly spaced images as bytes, in full batches; what is left of them is dropped, unless it is all."
     picks = spaced_indices(len(samples), most)
@@ -46,16 +46,17 @@ def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tens
         chosen = picks[start:start + batch_size]
         yield torch.stack([torch.from_numpy(samples.read(i)['image']) for i in chosen])
 
-# %% ../../nbs/models/04_batchnorm.ipynb #7ee2a003
+# %% ../../nbs/models/04_batchnorm.ipynb #64a1cf33
 def update_bn(model: nn.Module,     # changed in place
               samples: Samples,     # of the domain that the statistics shall belong to
               most: int = 200,      # images that are looked at
               batch_size: int = 8,
               ) -> nn.Module:       # `model`, in eval mode
     "Replace a network's batch norm statistics by those of a domain."
-    for norm in _batch_norms(model):
-        norm.reset_running_stats()
     model.train()
+    for norm in _batch_norms(model):
+        if norm.training:   # those of a frozen backbone stay as they are
+            norm.reset_running_stats()
     with _bn_momentum(model, None), seeded(0, 'statistics'):   # dropout draws: the same for the same images
         for batch in _full_batches(samples, most, batch_size):
             if len(batch) == 1:
@@ -63,12 +64,12 @@ def update_bn(model: nn.Module,     # changed in place
             forward(model, batch)
     return model.eval()
 
-# %% ../../nbs/models/04_batchnorm.ipynb #638e8767
+# %% ../../nbs/models/04_batchnorm.ipynb #9d0d083b
 def no_bn_tracking(model: nn.Module) -> contextlib.AbstractContextManager:
     "Inside, training passes normalise by their own batch and leave the running statistics alone."
     return _bn_momentum(model, 0.0)
 
-# %% ../../nbs/models/04_batchnorm.ipynb #e32a0d9d
+# %% ../../nbs/models/04_batchnorm.ipynb #4216b5a9
 @contextlib.contextmanager
 def bn_eval(model: nn.Module):
     "Inside, training passes normalise by the running statistics and leave them alone."
@@ -81,7 +82,7 @@ def bn_eval(model: nn.Module):
         for norm in norms:
             norm.train()
 
-# %% ../../nbs/models/04_batchnorm.ipynb #6c335674
+# %% ../../nbs/models/04_batchnorm.ipynb #be923c40
 BN_MODES = {   # choice -> contexts of passes over target images, source images, distorted views
     'target': (contextlib.nullcontext, no_bn_tracking, no_bn_tracking),
     'both': (contextlib.nullcontext, contextlib.nullcontext, no_bn_tracking),
@@ -89,7 +90,7 @@ BN_MODES = {   # choice -> contexts of passes over target images, source images,
     'joint': None,   # one pass over all of them
 }
 
-# %% ../../nbs/models/04_batchnorm.ipynb #bfd05244
+# %% ../../nbs/models/04_batchnorm.ipynb #5bc60fb0
 def forward_domains(model: nn.Module,       # in training mode
                     bn_mode: str,           # one of BN_MODES
                     batches: list[Tensor],  # target, source, perhaps views: (b, 3, h, w) each
