@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from .._compat import torchvision
 from ..core import InputError, check_name, load_torch
 
-# %% ../../nbs/models/00_backbones.ipynb #16fae742
+# %% ../../nbs/models/00_backbones.ipynb #7f26a070
 IMAGENET_MEAN = (0.485, 0.456, 0.406)   # red, green, blue, of images in [0, 1]
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# %% ../../nbs/models/00_backbones.ipynb #ae8aee08
+# %% ../../nbs/models/00_backbones.ipynb #e2afd7e8
 def normalise(images: Tensor,  # (..., 3, h, w) RGB in [0, 1], floating point
               ) -> Tensor:     # the same shape, about zero mean and unit spread
     "Take off ImageNet's mean and divide by its standard deviation."
@@ -40,7 +40,7 @@ def normalise(images: Tensor,  # (..., 3, h, w) RGB in [0, 1], floating point
     std = images.new_tensor(IMAGENET_STD).view(3, 1, 1)
     return (images - mean) / std
 
-# %% ../../nbs/models/00_backbones.ipynb #a5baa1aa
+# %% ../../nbs/models/00_backbones.ipynb #6300a28a
 def dilate(blocks: Iterable[nn.Module],  # the blocks of one stage, changed in place
            rate: int,                    # dilation in place of the strides; 1 changes nothing
            multi_grid: tuple = (1,),     # multiples of `rate`, dealt to the blocks in turn
@@ -57,7 +57,7 @@ def dilate(blocks: Iterable[nn.Module],  # the blocks of one stage, changed in p
             if conv.kernel_size == (3, 3):
                 conv.dilation = conv.padding = (dilation, dilation)
 
-# %% ../../nbs/models/00_backbones.ipynb #32520f81
+# %% ../../nbs/models/00_backbones.ipynb #05af7790
 class ResNetBackbone(nn.Module):
     "A torchvision residual network without its classifier: images -> (fine map, coarse map)."
     def __init__(self, net: nn.Module,           # resnet18 ... resnet152
@@ -76,7 +76,7 @@ class ResNetBackbone(nn.Module):
         low = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(images)))))
         return low, self.layer4(self.layer3(self.layer2(low)))
 
-# %% ../../nbs/models/00_backbones.ipynb #9d6026f7
+# %% ../../nbs/models/00_backbones.ipynb #dc78d67d
 class MobileNetBackbone(nn.Module):
     "torchvision's MobileNetV2 without its last layer: images -> (fine map, coarse map)."
     def __init__(self, net: nn.Module,     # mobilenet_v2
@@ -93,18 +93,18 @@ class MobileNetBackbone(nn.Module):
         low = self.features[:4](images)
         return low, self.features[4:](low)
 
-# %% ../../nbs/models/00_backbones.ipynb #e2d3edb7
+# %% ../../nbs/models/00_backbones.ipynb #56855d0a
 BACKBONES = (
     'resnet10', 'resnet18', 'resnet34', 'resnet50', 'resnet101', 'resnet152', 'mobilenet_v2')
 
-# %% ../../nbs/models/00_backbones.ipynb #4e037cbe
+# %% ../../nbs/models/00_backbones.ipynb #500f815c
 def _random_network(name: str) -> nn.Module:
     "A whole torchvision network from a random start."
     if name == 'resnet10':
         return torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     return torchvision.models.get_model(name, weights=None)
 
-# %% ../../nbs/models/00_backbones.ipynb #ebdce886
+# %% ../../nbs/models/00_backbones.ipynb #01e63a13
 def _pretrained_network(name: str, weights: str) -> nn.Module:
     "A whole torchvision network with weights that torchvision knows by name."
     known = torchvision.models.get_model_weights(name)
@@ -117,7 +117,7 @@ def _pretrained_network(name: str, weights: str) -> nn.Module:
                          f"set weights=none for a random start, or put {weights.url} "
                          f"into {torch.hub.get_dir()}/checkpoints (TORCH_HOME moves it)") from None
 
-# %% ../../nbs/models/00_backbones.ipynb #f7ee810f
+# %% ../../nbs/models/00_backbones.ipynb #afb50d10
 def read_state_dict(path: str | Path,        # a checkpoint of another project
                     what: str,               # how messages call it
                     wrappers: tuple,         # keys that may hold the state dict, outermost first
@@ -131,7 +131,7 @@ def read_state_dict(path: str | Path,        # a checkpoint of another project
         return {}
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
-# %% ../../nbs/models/00_backbones.ipynb #2eb02cd1
+# %% ../../nbs/models/00_backbones.ipynb #1c9e6ae8
 _BLOCK = r'net\.(\d)\.blocks\.(\d+)\.'
 _SIMCLR_NAMES = (   # start of a name in the conversion, torchvision's
     (r'net\.0\.0\.', 'conv1.'),
@@ -157,7 +157,7 @@ def rename_parameter(name: str,     # of a parameter in another project's file
             return re.sub(f'^{theirs}', ours, name)
     return name
 
-# %% ../../nbs/models/00_backbones.ipynb #620b6b47
+# %% ../../nbs/models/00_backbones.ipynb #b7fd17ed
 @torch.no_grad()
 def _fold_normalisation(backbone: nn.Module) -> None:
     "Make a network for images in [0, 1] one for normalised images, in place."
@@ -396,7 +396,7 @@ def build_backbone(name: str,                   # one of BACKBONES, or timm/NAME
         return load_simclr(wrap(_random_network(name), output_stride), weights)
     return wrap(_pretrained_network(name, weights), output_stride)
 
-# %% ../../nbs/models/00_backbones.ipynb #2df59931
+# %% ../../nbs/models/00_backbones.ipynb #3290b45f
 def check_images(images: Tensor,  # what was given to a network
                  ) -> None:
     "Raise `InputError` unless `images` is a float batch (b, 3, h, w), 16 x 16 pixels or larger."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BN_MODES', 'update_bn', 'no_bn_tracking', 'bn_eval', 'forward_domains']
 
-# %% ../../nbs/models/04_batchnorm.ipynb #2f6bafee
+# %% ../../nbs/models/04_batchnorm.ipynb #34288284
 from typing import Iterator
 import contextlib
 
@@ -16,13 +16,13 @@ from ..core import seeded, spaced_indices
 from ..data import Samples
 from .inference import forward
 
-# %% ../../nbs/models/04_batchnorm.ipynb #7f5161b5
+# %% ../../nbs/models/04_batchnorm.ipynb #cfcd4411
 def _batch_norms(model: nn.Module) -> list[nn.Module]:
     "The batch norm layers of a network."
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
-# %% ../../nbs/models/04_batchnorm.ipynb #2071eb78
+# %% ../../nbs/models/04_batchnorm.ipynb #0893cb90
 @contextlib.contextmanager
 def _bn_momentum(model: nn.Module, momentum: float | None):
     "Inside, running statistics follow the batches with this momentum; None: their plain mean."
@@ -36,7 +36,7 @@ def _bn_momentum(model: nn.Module, momentum: float | None):
         for norm, old in zip(norms, before):
             norm.momentum = old
 
-# %% ../../nbs/models/04_batchnorm.ipynb #cb5d3ca5
+# %% ../../nbs/models/04_batchnorm.ipynb #87d13a8f
 def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tensor]:
     "At most `most` evenly spaced images as bytes, in full batches; what is left of them is dropped, unless it is all."
     picks = spaced_indices(len(samples), most)
@@ -64,12 +64,12 @@ def update_bn(model: nn.Module,     # changed in place
             forward(model, batch)
     return model.eval()
 
-# %% ../../nbs/models/04_batchnorm.ipynb #9d0d083b
+# %% ../../nbs/models/04_batchnorm.ipynb #638e8767
 def no_bn_tracking(model: nn.Module) -> contextlib.AbstractContextManager:
     "Inside, training passes normalise by their own batch and leave the running statistics alone."
     return _bn_momentum(model, 0.0)
 
-# %% ../../nbs/models/04_batchnorm.ipynb #4216b5a9
+# %% ../../nbs/models/04_batchnorm.ipynb #e32a0d9d
 @contextlib.contextmanager
 def bn_eval(model: nn.Module):
     "Inside, training passes normalise by the running statistics and leave them alone."
@@ -82,7 +82,7 @@ def bn_eval(model: nn.Module):
         for norm in norms:
             norm.train()
 
-# %% ../../nbs/models/04_batchnorm.ipynb #be923c40
+# %% ../../nbs/models/04_batchnorm.ipynb #6c335674
 BN_MODES = {   # choice -> contexts of passes over target images, source images, distorted views
     'target': (contextlib.nullcontext, no_bn_tracking, no_bn_tracking),
     'both': (contextlib.nullcontext, contextlib.nullcontext, no_bn_tracking),
@@ -90,7 +90,7 @@ BN_MODES = {   # choice -> contexts of passes over target images, source images,
     'joint': None,   # one pass over all of them
 }
 
-# %% ../../nbs/models/04_batchnorm.ipynb #5bc60fb0
+# %% ../../nbs/models/04_batchnorm.ipynb #bfd05244
 def forward_domains(model: nn.Module,       # in training mode
                     bn_mode: str,           # one of BN_MODES
                     batches: list[Tensor],  # target, source, perhaps views: (b, 3, h, w) each

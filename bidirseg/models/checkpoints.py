@@ -17,7 +17,7 @@ from ..core import InputError, load_torch, save_torch
 from .backbones import compare_states, read_state_dict
 from .deeplab import build_model
 
-# %% ../../nbs/models/02_checkpoints.ipynb #98bfd9b4
+# %% ../../nbs/models/02_checkpoints.ipynb #e9e1d823
 def _is_plain(value) -> bool:
     "Whether a value is read back by a loader that accepts no code."
     if isinstance(value, dict):
@@ -26,7 +26,7 @@ def _is_plain(value) -> bool:
         return all(_is_plain(part) for part in value)
     return isinstance(value, Tensor) or type(value) in (int, float, str, bool, type(None), bytes)
 
-# %% ../../nbs/models/02_checkpoints.ipynb #7c6ff22f
+# %% ../../nbs/models/02_checkpoints.ipynb #89721079
 _FORMAT = 'bidirseg.model/1'
 
 def save_checkpoint(path: str | Path,   # where to
@@ -43,7 +43,7 @@ def save_checkpoint(path: str | Path,   # where to
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     return save_torch(path, dict(format=_FORMAT, build=model.build_args, state=state, extra=extra))
 
-# %% ../../nbs/models/02_checkpoints.ipynb #a0e6023f
+# %% ../../nbs/models/02_checkpoints.ipynb #0176fbda
 def load_checkpoint(path: str | Path,                    # written by save_checkpoint
                     device: str | torch.device = 'cpu',
                     ) -> tuple[nn.Module, dict]:         # in eval mode; what was kept with it
@@ -61,12 +61,12 @@ def load_checkpoint(path: str | Path,                    # written by save_check
                          "it is broken or made by another version: train again") from None
     return model.to(device).eval(), data['extra']
 
-# %% ../../nbs/models/02_checkpoints.ipynb #4849b76e
+# %% ../../nbs/models/02_checkpoints.ipynb #55dc9845
 def _current_names(build: dict) -> dict:
     "Build arguments under the names that `build_model` has for them."
     return {'exposure_gain' if name == 'gain' else name: value for name, value in build.items()}
 
-# %% ../../nbs/models/02_checkpoints.ipynb #4e20a08e
+# %% ../../nbs/models/02_checkpoints.ipynb #cd6b1aee
 def is_checkpoint(path: str | Path) -> bool:
     "Whether a file was written by `save_checkpoint`."
     try:
@@ -75,7 +75,7 @@ def is_checkpoint(path: str | Path) -> bool:
         return False
     return isinstance(data, dict) and data.get('format') == _FORMAT
 
-# %% ../../nbs/models/02_checkpoints.ipynb #4fff654f
+# %% ../../nbs/models/02_checkpoints.ipynb #ae7856e1
 PUBLISHED_NAMES = {   # start of a published name -> ours
     'aspp.aspp1.atrous_conv.': 'aspp.branches.0.0.', 'aspp.aspp1.bn.': 'aspp.branches.0.1.',
     'aspp.aspp2.atrous_conv.': 'aspp.branches.1.0.', 'aspp.aspp2.bn.': 'aspp.branches.1.1.',
@@ -89,7 +89,7 @@ PUBLISHED_NAMES = {   # start of a published name -> ours
     'decoder.last_conv.7.': 'classifier.',
 }
 
-# %% ../../nbs/models/02_checkpoints.ipynb #121009ed
+# %% ../../nbs/models/02_checkpoints.ipynb #3ee7298c
 def _rename_published(name: str,  # of a parameter in a published checkpoint
                      ) -> str:
     "Our name of a parameter of the published network."
@@ -99,7 +99,7 @@ def _rename_published(name: str,  # of a parameter in a published checkpoint
             return ours + name.removeprefix(theirs)
     return name
 
-# %% ../../nbs/models/02_checkpoints.ipynb #68c4fc9e
+# %% ../../nbs/models/02_checkpoints.ipynb #0737eaba
 _SCALAR = np.float64(0).__reduce__()[0]   # the function that numpy's numbers are rebuilt by
 _NUMPY_NUMBERS = [_SCALAR, (_SCALAR, 'numpy.core.multiarray.scalar'), np.dtype,
                   *(type(np.dtype(kind)) for kind in ('f8', 'f4', 'i8'))]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from ..core import InputError, check_name, seeded
 from .backbones import TIMM, ViTBackbone, build_backbone, check_images
 
-# %% ../../nbs/models/01_deeplab.ipynb #7387848b
+# %% ../../nbs/models/01_deeplab.ipynb #76764892
 def upsample(x: Tensor,              # (b, c, h, w)
              size: tuple[int, int],  # height and width wanted, pixels
              ) -> Tensor:            # (b, c, *size)
@@ -36,7 +36,7 @@ def conv_bn_relu(inputs: int,       # channels that come in
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
-# %% ../../nbs/models/01_deeplab.ipynb #011dc443
+# %% ../../nbs/models/01_deeplab.ipynb #d685526e
 class ASPP(nn.Module):
     "Context at several distances: 1 x 1, three dilated 3 x 3, and the whole image."
     def __init__(self, inputs: int,     # channels of the coarse map
@@ -88,7 +88,7 @@ class Decoder(nn.Module):
         joined = torch.cat([upsample(context, fine.shape[2:]), fine], 1)
         return self.dropout(self.second(self.first(joined)))
 
-# %% ../../nbs/models/01_deeplab.ipynb #d3c654bf
+# %% ../../nbs/models/01_deeplab.ipynb #e90db6b3
 class SegmentationOutput(NamedTuple):
     "What a network says about every pixel of stride 4."
     features: Tensor  # (b, d, ceil(h/4), ceil(w/4)), none below zero
@@ -152,7 +152,7 @@ def usual_feature_dim(backbone: str) -> int:
     small = ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2')
     return 64 if backbone.removeprefix(TIMM) in small else 256
 
-# %% ../../nbs/models/01_deeplab.ipynb #b54f76c0
+# %% ../../nbs/models/01_deeplab.ipynb #b332b825
 def set_exposure_gain(model: nn.Module,      # changed in place
                       exposure_gain: float,  # factor on image values, above 0; 1: images as they are
                       ) -> nn.Module:        # `model`
@@ -198,7 +198,7 @@ def build_model(arch: str = 'deeplabv3plus',      # the one there is
                             feature_dim=feature_dim, freeze_backbone=freeze_backbone)
     return set_exposure_gain(model, exposure_gain)
 
-# %% ../../nbs/models/01_deeplab.ipynb #bb756c77
+# %% ../../nbs/models/01_deeplab.ipynb #d31c02bb
 def parameter_groups(model: nn.Module,               # from build_model
                      lr: float,                      # rate of the backbone
                      head_multiplier: float = 10.0,  # how many times faster the head learns

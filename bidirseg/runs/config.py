@@ -7,7 +7,7 @@ __all__ = ['parse_value', 'as_changes', 'make_settings', 'RunConfig', 'stage_nam
            'stage_kind', 'StageSettings', 'stage_settings', 'given_parameters', 'presets_table', 'full_paths',
            'load_run', 'check_run_dir', 'start_run', 'stage_dir']
 
-# %% ../../nbs/runs/00_config.ipynb #cd71903f
+# %% ../../nbs/runs/00_config.ipynb #ee7c977b
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from ..core import InputError, check_name, load_json, save_json
 from ..data import LABEL_SPACES, LabelSpace
 from ..models import WEIGHT_FILES
 
-# %% ../../nbs/runs/00_config.ipynb #9f45e0a6
+# %% ../../nbs/runs/00_config.ipynb #0bc81477
 def parse_value(text: str) -> Any:  # a number, truth value, list or, where it is none of these, the text itself
     "Read one value as TOML does; bare words are strings and `none` is None."
     if text.lower() in ('none', 'null'):
@@ -30,7 +30,7 @@ def parse_value(text: str) -> Any:  # a number, truth value, list or, where it i
     except tomllib.TOMLDecodeError:
         return text
 
-# %% ../../nbs/runs/00_config.ipynb #d188eab0
+# %% ../../nbs/runs/00_config.ipynb #1dd43e6d
 def _as_text(value) -> str:
     "A value as `--set` takes it."
     if value is None:
@@ -47,7 +47,7 @@ def as_changes(settings: dict) -> list[str]:   # 'key=value' texts
             texts.append(f'{name}={_as_text(value)}')
     return texts
 
-# %% ../../nbs/runs/00_config.ipynb #ce7da01d
+# %% ../../nbs/runs/00_config.ipynb #a8b78698
 _KINDS = {   # in the words of annotations; bool stands before int, as in Python True is an int, too
     'None': type(None), 'bool': bool, 'int': int, 'float': float, 'str': str, 'list': (list, tuple), 'dict': dict}
 
@@ -55,7 +55,7 @@ def _kind_of(value) -> str:
     "What a value is, in the words of annotations; 'other' if it is nothing that a setting can be."
     return next((kind for kind, types in _KINDS.items() if isinstance(value, types)), 'other')
 
-# %% ../../nbs/runs/00_config.ipynb #6e738d2e
+# %% ../../nbs/runs/00_config.ipynb #070ba469
 def _fit_value(value, annotation: str) -> Any:   # a tuple comes out as a list, as in JSON and TOML
     "Fit a value to a field's annotation, such as 'int', 'float | None' or 'list'; `TypeError` where it does not."
     allowed = [kind.strip().split('[')[0] for kind in annotation.split('|')]
@@ -66,7 +66,7 @@ def _fit_value(value, annotation: str) -> Any:   # a tuple comes out as a list, 
         return float(value)
     raise TypeError(f'{value!r} is no {annotation}')
 
-# %% ../../nbs/runs/00_config.ipynb #e8ec3b9b
+# %% ../../nbs/runs/00_config.ipynb #3c79e39c
 def make_settings(cls: type,     # a settings dataclass
                   values: dict,  # names and values; None for a field that cannot be None means its default
                   where: str = 'setting',  # how messages call the group
@@ -151,7 +151,7 @@ class RunConfig:
     @property
     def crop(self) -> tuple[int, int]: return self.crop_height or self.height, self.crop_width or self.width
 
-# %% ../../nbs/runs/00_config.ipynb #e73cb2c1
+# %% ../../nbs/runs/00_config.ipynb #1872a597
 def stage_names(config: RunConfig) -> list[str]:
     "The stages of a run, in order."
     rounds = [f'distillation_{i + 1}' for i in range(config.rounds)]
@@ -159,14 +159,14 @@ def stage_names(config: RunConfig) -> list[str]:
     return ['data', 'source_only', 'warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training',
             *rounds, *oracle, 'evaluation']
 
-# %% ../../nbs/runs/00_config.ipynb #89cda0a6
+# %% ../../nbs/runs/00_config.ipynb #7d4d1df9
 def label_space(config: RunConfig) -> LabelSpace:
     "The classes of a run."
     if config.classes:
         return LabelSpace(config.label_space, tuple(config.classes), tuple(map(tuple, config.classes.values())))
     return LABEL_SPACES[check_name(config.label_space, LABEL_SPACES, 'label space')]
 
-# %% ../../nbs/runs/00_config.ipynb #8714b308
+# %% ../../nbs/runs/00_config.ipynb #5a5021a7
 _PRESETS = Path(bidirseg.__file__).parent/'presets'
 
 def preset_names() -> list[str]:
@@ -182,7 +182,7 @@ def _read_toml(path: Path) -> dict:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: {e}", "a TOML file", "fix that line") from None
 
-# %% ../../nbs/runs/00_config.ipynb #f9d55485
+# %% ../../nbs/runs/00_config.ipynb #b1c7221a
 def _apply_change(tree: dict, change: str):
     "Set one value of a preset's tables, in place."
     key, equals, value = change.partition('=')
@@ -195,7 +195,7 @@ def _apply_change(tree: dict, change: str):
             raise InputError(f"change {change!r}: {name} is not a table", "table.key=value", "drop the dot")
     tree[last] = parse_value(value.strip())
 
-# %% ../../nbs/runs/00_config.ipynb #3511a247
+# %% ../../nbs/runs/00_config.ipynb #6f6d52c9
 def load_preset(name: str,                    # a preset's name, or the path of a TOML file
                 changes: Iterable[str] = (),  # 'key=value' texts
                 ) -> RunConfig:
@@ -213,7 +213,7 @@ def load_preset(name: str,                    # a preset's name, or the path of 
             check_name(key, known, 'setting')
     return make_settings(RunConfig, dict(preset=path.stem, **own, settings=stages))
 
-# %% ../../nbs/runs/00_config.ipynb #3186963f
+# %% ../../nbs/runs/00_config.ipynb #d04ea350
 def stage_kind(stage: str) -> str:
     "The stage without the number of its round."
     return stage.rsplit('_', 1)[0] if stage[-1].isdigit() else stage
@@ -231,7 +231,7 @@ class StageSettings:
         "What the stage reads: domains such as 'target', and artefacts such as 'warmup/model.pt'."
         return []
 
-# %% ../../nbs/runs/00_config.ipynb #63f154c5
+# %% ../../nbs/runs/00_config.ipynb #9636a193
 def stage_settings(cls: type,           # the stage's settings dataclass
                    config: RunConfig,
                    stage: str,          # its name
@@ -241,12 +241,12 @@ def stage_settings(cls: type,           # the stage's settings dataclass
     given = {name: value for name, value in changes.items() if value is not None}
     return make_settings(cls, {**cls.table(config, stage), **given}, f'setting of stage {stage}')
 
-# %% ../../nbs/runs/00_config.ipynb #f2821101
+# %% ../../nbs/runs/00_config.ipynb #a8811567
 def given_parameters(cls: type, namespace: dict) -> dict:   # name -> value, None: as in the run
     "The settings among a notebook's variables."
     return {f.name: namespace[f.name] for f in fields(cls)}
 
-# %% ../../nbs/runs/00_config.ipynb #410b7af3
+# %% ../../nbs/runs/00_config.ipynb #18b69e72
 def presets_table(cls: type,          # the stage's settings dataclass
                   stage: str,
                   names: list[str],   # of settings
@@ -257,7 +257,7 @@ def presets_table(cls: type,          # the stage's settings dataclass
     rows = [[f'`{name}`', *(str(getattr(column, name)) for column in columns)] for name in names]
     return ['setting', 'default', *presets], rows
 
-# %% ../../nbs/runs/00_config.ipynb #d2c80b89
+# %% ../../nbs/runs/00_config.ipynb #d593190f
 def _full(path: str) -> str:
     "A path from the root of the file system."
     return str(Path(path).expanduser().resolve())
@@ -280,7 +280,7 @@ def full_paths(config: RunConfig) -> RunConfig:
         changed[name] = dict(spec, root=_full(spec['root'])) if spec.get('root') else spec
     return replace(config, **changed)
 
-# %% ../../nbs/runs/00_config.ipynb #e3184c6c
+# %% ../../nbs/runs/00_config.ipynb #464437fd
 _FORMAT = 2   # of run directories; 1 had prototypes and pseudo labels in one stage
 
 def load_run(run_dir: str | Path) -> RunConfig:
@@ -299,7 +299,7 @@ def load_run(run_dir: str | Path) -> RunConfig:
                          "it is broken or made by another version: run again in a new directory")
     return make_settings(RunConfig, data['config'])
 
-# %% ../../nbs/runs/00_config.ipynb #be4adb9e
+# %% ../../nbs/runs/00_config.ipynb #f79fa45b
 def _left_by_a_run(path: Path) -> bool:
     "What a run killed at its very start leaves."
     return path.name == 'run.lock' or path.name.startswith('.run.json')
@@ -312,7 +312,7 @@ def check_run_dir(run_dir: Path):
         raise InputError(f"{run_dir} is not a run directory and not empty", "a run directory or a new path",
                          "choose another --run-dir")
 
-# %% ../../nbs/runs/00_config.ipynb #574bd9cf
+# %% ../../nbs/runs/00_config.ipynb #478d6891
 _MAY_DIFFER = ('device', 'threads', 'description', 'chosen_on')   # between two starts of one run
 
 def _flatten(tree: dict, prefix: str = '') -> dict:
@@ -331,7 +331,7 @@ def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key) and key not in _MAY_DIFFER]
     return [f"{key.removeprefix('settings.')} was {before.get(key)!r} and is now {after.get(key)!r}" for key in changed]
 
-# %% ../../nbs/runs/00_config.ipynb #e1442f16
+# %% ../../nbs/runs/00_config.ipynb #b6fb95f5
 def start_run(run_dir: str | Path, config: RunConfig,
               update: bool = False,  # accept a configuration that differs from the directory's
               ) -> Path:
@@ -347,7 +347,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
     save_json(run_dir/'run.json', dict(format=_FORMAT, config=asdict(config)))
     return run_dir
 
-# %% ../../nbs/runs/00_config.ipynb #a61a6d04
+# %% ../../nbs/runs/00_config.ipynb #f3eda4dc
 def stage_dir(run_dir: str | Path, stage: str) -> Path:
     "The folder of a stage."
     names = stage_names(load_run(run_dir))

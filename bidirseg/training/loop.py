@@ -6,7 +6,7 @@
 __all__ = ['TrainSettings', 'make_optimizer', 'make_loaders', 'Trainer', 'draw_training', 'update_ema', 'init_model',
            'train_stage', 'save_outputs']
 
-# %% ../../nbs/training/02_loop.ipynb #027e9db9
+# %% ../../nbs/training/02_loop.ipynb #90d35dc7
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from ..runs import RunConfig, Stage, StageSettings, label_space
 from .losses import poly_schedule
 from .memory import check_memory
 
-# %% ../../nbs/training/02_loop.ipynb #d65ba3dc
+# %% ../../nbs/training/02_loop.ipynb #c95e9033
 @dataclass(frozen=True)
 class TrainSettings(StageSettings):
     "Settings that all training stages share."
@@ -56,7 +56,7 @@ class TrainSettings(StageSettings):
         "The table `training`, which all training stages share, then the stage's own."
         return {**config.settings.get('training', {}), **super().table(config, stage)}
 
-# %% ../../nbs/training/02_loop.ipynb #80abed8c
+# %% ../../nbs/training/02_loop.ipynb #d1a59751
 def _check_train_settings(settings: TrainSettings):
     "Raise `InputError` for a setting that no training can have."
     check_name(settings.optimizer, ('sgd', 'adamw'), 'optimizer')
@@ -71,7 +71,7 @@ def _check_train_settings(settings: TrainSettings):
         if value <= 0:
             raise InputError(f"{name}={value}", "more than zero", f"raise {name}")
 
-# %% ../../nbs/training/02_loop.ipynb #18c03c39
+# %% ../../nbs/training/02_loop.ipynb #4c9ada7a
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
     "SGD with momentum 0.9, or AdamW; the head learns `head_multiplier` times faster."
     groups = parameter_groups(model, settings.lr, settings.head_multiplier)
@@ -81,7 +81,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Opt
         return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
     return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
 
-# %% ../../nbs/training/02_loop.ipynb #ab40f3fc
+# %% ../../nbs/training/02_loop.ipynb #96741b96
 def make_loaders(domains: list[Samples],
                  settings: TrainSettings,
                  device: torch.device,      # where batches go
@@ -96,7 +96,7 @@ def make_loaders(domains: list[Samples],
 
     return loaders_from
 
-# %% ../../nbs/training/02_loop.ipynb #6621835a
+# %% ../../nbs/training/02_loop.ipynb #b1daa645
 @dataclass
 class Trainer:
     "Trains the network of a stage, from its last checkpoint or from the start; see `fit`."
@@ -122,7 +122,7 @@ class Trainer:
         "The step that comes next."
         return len(self.history)
 
-# %% ../../nbs/training/02_loop.ipynb #a1af1f08
+# %% ../../nbs/training/02_loop.ipynb #460755bc
 @patch
 def set_rate(self: Trainer) -> float:
     "Set the rates of this step; returns that of the backbone."
@@ -131,7 +131,7 @@ def set_rate(self: Trainer) -> float:
         group['lr'] = group['highest_lr'] * share
     return self.optimizer.param_groups[0]['lr']
 
-# %% ../../nbs/training/02_loop.ipynb #cb3260e1
+# %% ../../nbs/training/02_loop.ipynb #ccd5fa28
 @patch
 def losses(self: Trainer,
            batches: list[dict],      # of each domain, as the loaders give them
@@ -141,13 +141,13 @@ def losses(self: Trainer,
         on_device = [to_device(batch, self.device) for batch in batches]
         return self.loss_of(self.step, *on_device)
 
-# %% ../../nbs/training/02_loop.ipynb #ccbc0beb
+# %% ../../nbs/training/02_loop.ipynb #c88ffdbe
 def _read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
     "Losses as numbers, in one transfer."
     values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
     return dict(zip(losses, values))
 
-# %% ../../nbs/training/02_loop.ipynb #8b3e50f9
+# %% ../../nbs/training/02_loop.ipynb #943b4a4e
 def _image_keys(loaders: list, batches: list[dict]) -> list[str]:
     "The names of a step's images."
     keys = []
@@ -156,7 +156,7 @@ def _image_keys(loaders: list, batches: list[dict]) -> list[str]:
         keys += [images.keys[int(i)] for i in batch['index']]
     return keys
 
-# %% ../../nbs/training/02_loop.ipynb #d00e4c75
+# %% ../../nbs/training/02_loop.ipynb #376a392c
 @patch
 def check_all_finite(self: Trainer, values: dict[str, float], loaders: list, batches: list[dict]):
     "Raise `InputError` unless all losses of this step are finite."
@@ -168,7 +168,7 @@ def check_all_finite(self: Trainer, values: dict[str, float], loaders: list, bat
     raise InputError(f'{self.stage.name} step {self.step}: losses {values} on {images}', 'finite losses',
                      f'look at these images, or lower lr={self.settings.lr}; {state}')
 
-# %% ../../nbs/training/02_loop.ipynb #5962894e
+# %% ../../nbs/training/02_loop.ipynb #46d13b41
 @patch
 def save(self: Trainer):
     "Write the state into the stage's `resume.pt`."
@@ -178,7 +178,7 @@ def save(self: Trainer):
         key=self.stage.key, step=self.step, history=self.history, seconds=seconds,
         optimizer=self.optimizer.state_dict(), **states))
 
-# %% ../../nbs/training/02_loop.ipynb #ad229eeb
+# %% ../../nbs/training/02_loop.ipynb #538fc896
 @patch
 def restore(self: Trainer):
     "Take back the state that a killed run of this very work left, if there is one."
@@ -192,7 +192,7 @@ def restore(self: Trainer):
     self.optimizer.load_state_dict(state['optimizer'])
     print(f'{self.stage.name}: going on at step {self.step}')
 
-# %% ../../nbs/training/02_loop.ipynb #d60e72af
+# %% ../../nbs/training/02_loop.ipynb #3928f4bd
 def _show_history(history: list[dict], title: str) -> Figure:
     "Curves of losses and rate over the steps."
     names = [name for name in history[0] if name != 'lr'] + ['lr']
@@ -210,7 +210,7 @@ def _show_history(history: list[dict], title: str) -> Figure:
     fig.suptitle(title)
     return fig
 
-# %% ../../nbs/training/02_loop.ipynb #af03e289
+# %% ../../nbs/training/02_loop.ipynb #46300393
 def _example(model: nn.Module, samples: Samples, i: int, space: LabelSpace) -> dict:   # name -> picture
     "An image, the maps it is learnt with, and the network's labels."
     maps = samples.read(i)
@@ -220,7 +220,7 @@ def _example(model: nn.Module, samples: Samples, i: int, space: LabelSpace) -> d
         pictures['label'] = space.colorize(maps['label'])
     return pictures
 
-# %% ../../nbs/training/02_loop.ipynb #00d423b1
+# %% ../../nbs/training/02_loop.ipynb #c94e9a9b
 def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpace) -> Figure:
     "Four images of the domains, their labels and weights, and the labels of the network, in eval mode."
     model.eval()
@@ -237,14 +237,14 @@ def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpac
     color_legend(fig, dict(zip(space.classes, space.colors)))
     return fig
 
-# %% ../../nbs/training/02_loop.ipynb #872fda0f
+# %% ../../nbs/training/02_loop.ipynb #390e1b7f
 def draw_training(stage: Stage, model: nn.Module, domains: list[Samples], history: list[dict]) -> list[Path]:
     "Write `predictions.png` and `history.png` into a stage's folder."
     predictions = save_figure(_show_predictions(model, domains, stage.label_space), stage.dir/'predictions.png')
     curves = save_figure(_show_history(history, stage.name), stage.dir/'history.png')
     return [predictions, curves]
 
-# %% ../../nbs/training/02_loop.ipynb #a818654a
+# %% ../../nbs/training/02_loop.ipynb #f9f4bdb7
 class _LivePictures:
     "Pictures in the running notebook, each replaced by its next state; nothing outside of notebooks."
     def __init__(self):
@@ -261,7 +261,7 @@ class _LivePictures:
             else:
                 self.handles[path] = display(thumbnail(path), display_id=True)
 
-# %% ../../nbs/training/02_loop.ipynb #68d57eab
+# %% ../../nbs/training/02_loop.ipynb #87a170a5
 def _open_events(folder: Path, start: int):  # -> torch.utils.tensorboard.SummaryWriter
     "A writer of TensorBoard events that begins anew at step `start`."
     try:
@@ -271,7 +271,7 @@ def _open_events(folder: Path, start: int):  # -> torch.utils.tensorboard.Summar
                          "pip install 'bidirseg[tensorboard]', or set tensorboard=false") from None
     return SummaryWriter(folder, purge_step=start)
 
-# %% ../../nbs/training/02_loop.ipynb #bff5a8a7
+# %% ../../nbs/training/02_loop.ipynb #716d51d4
 class _TrainingLog:
     "Bar, events and pictures of a training from step `start` on."
     def __init__(self, stage: Stage, settings: TrainSettings, start: int):
@@ -293,7 +293,7 @@ class _TrainingLog:
         self.pictures.show(paths)
         self.drawn = time.time()
 
-# %% ../../nbs/training/02_loop.ipynb #533a8b1a
+# %% ../../nbs/training/02_loop.ipynb #7a69e277
 @patch
 def write(self: _TrainingLog, step: int, values: dict[str, float]):
     "Note what a step gave: `loss`, `lr` and whatever else there is."
@@ -303,7 +303,7 @@ def write(self: _TrainingLog, step: int, values: dict[str, float]):
         for name, value in values.items():
             self.events.add_scalar(name, value, step)
 
-# %% ../../nbs/training/02_loop.ipynb #f36af9ac
+# %% ../../nbs/training/02_loop.ipynb #4e60ab85
 @patch
 def close(self: _TrainingLog):
     "End the events and note the seconds of a step in the stage's record."
@@ -312,7 +312,7 @@ def close(self: _TrainingLog):
     if len(self.times) > 1:
         self.stage.extra['step_seconds'] = round(float(np.median(np.diff(self.times))), 5)
 
-# %% ../../nbs/training/02_loop.ipynb #71a7a329
+# %% ../../nbs/training/02_loop.ipynb #9b516473
 def _first_batches(loaders: list) -> list[dict]:
     "The first batch of every loader."
     batches = []
@@ -321,12 +321,12 @@ def _first_batches(loaders: list) -> list[dict]:
         batches.append(loader.collate_fn([loader.dataset[place] for place in places]))
     return batches
 
-# %% ../../nbs/training/02_loop.ipynb #823f3e15
+# %% ../../nbs/training/02_loop.ipynb #6eff4916
 def _first_images(batch: dict, n: int) -> dict:
     "The first images of a batch, with all that belongs to them."
     return {name: values[:n] for name, values in batch.items()}
 
-# %% ../../nbs/training/02_loop.ipynb #b5f0c0d6
+# %% ../../nbs/training/02_loop.ipynb #15208f61
 _LONG_TRAINING = 50   # steps to come; for fewer a trial is not worth its time
 
 @patch
@@ -342,13 +342,13 @@ def try_step(self: Trainer, loaders: list):
     networks = list(self.networks.values())
     check_memory(loss_of_first, networks, self.settings.batch_size, self.device, self.stage.name)
 
-# %% ../../nbs/training/02_loop.ipynb #a46c0be4
+# %% ../../nbs/training/02_loop.ipynb #c13f3d39
 def _tune_convolutions(device: torch.device):
     "Let cuDNN choose its algorithms by trying them, unless PyTorch is asked for determinism."
     free = not torch.are_deterministic_algorithms_enabled()
     torch.backends.cudnn.benchmark = free and device.type == 'cuda'
 
-# %% ../../nbs/training/02_loop.ipynb #e20133eb
+# %% ../../nbs/training/02_loop.ipynb #2ef0c6ea
 @patch
 def checkpoint(self: Trainer, log: _TrainingLog):
     "Every `checkpoint_every` steps: `at_checkpoint`, the state, pictures. At the end: `at_checkpoint` alone."
@@ -364,7 +364,7 @@ def checkpoint(self: Trainer, log: _TrainingLog):
         log.show(self.draw(self.history))
         self.model.train()
 
-# %% ../../nbs/training/02_loop.ipynb #90f5485a
+# %% ../../nbs/training/02_loop.ipynb #f5d86c98
 @patch
 def fit(self: Trainer,
         loaders: Callable,   # start -> one loader per domain, from that step on
@@ -388,7 +388,7 @@ def fit(self: Trainer,
     log.close()
     return self.history
 
-# %% ../../nbs/training/02_loop.ipynb #c41075c6
+# %% ../../nbs/training/02_loop.ipynb #affb62e1
 @patch
 def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
     "Note what the step gave, and whatever else is due after it."
@@ -398,7 +398,7 @@ def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
     self.history.append(row)
     self.checkpoint(log)
 
-# %% ../../nbs/training/02_loop.ipynb #de466075
+# %% ../../nbs/training/02_loop.ipynb #0cdace2d
 @torch.no_grad()
 def update_ema(teacher: nn.Module,   # in place
                student: nn.Module,
@@ -421,7 +421,7 @@ def init_model(config: RunConfig, device: torch.device) -> nn.Module:
                         freeze_backbone=config.freeze_backbone)
     return model.to(device, memory_format=torch.channels_last)
 
-# %% ../../nbs/training/02_loop.ipynb #1e898434
+# %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
 def train_stage(stage: Stage, model: nn.Module,
                 domains: list[Samples],               # `loss_of` gets a batch of each
                 loss_of: Callable,
@@ -433,7 +433,7 @@ def train_stage(stage: Stage, model: nn.Module,
     trainer = Trainer(stage, model, stage.settings, stage.device, stage.config.seed, loss_of, draw=draw, **more)
     return trainer.fit(make_loaders(domains, stage.settings, stage.device))
 
-# %% ../../nbs/training/02_loop.ipynb #dfff3143
+# %% ../../nbs/training/02_loop.ipynb #3e604d67
 def save_outputs(stage: Stage, model: nn.Module,
                  domains: list[Samples],  # whose images are shown
                  history: list[dict],     # from `Trainer.fit`

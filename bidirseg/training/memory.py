@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['saved_activation_bytes', 'unchanged', 'StepMemory', 'measure_step', 'free_memory', 'check_memory']
 
-# %% ../../nbs/training/01_memory.ipynb #e3e8c330
+# %% ../../nbs/training/01_memory.ipynb #fe17f21c
 from pathlib import Path
 from typing import Callable, NamedTuple
 import contextlib
@@ -15,7 +15,7 @@ import torch
 
 from ..core import InputError
 
-# %% ../../nbs/training/01_memory.ipynb #9837023e
+# %% ../../nbs/training/01_memory.ipynb #4a507636
 def saved_activation_bytes(forward: Callable[[], Tensor],  # computes a loss
                            ) -> int:                       # bytes
     "Memory of the tensors that a computation puts aside for its backward pass, each storage once."
@@ -33,7 +33,7 @@ def saved_activation_bytes(forward: Callable[[], Tensor],  # computes a loss
         forward()
     return sum(sizes.values())
 
-# %% ../../nbs/training/01_memory.ipynb #2b133172
+# %% ../../nbs/training/01_memory.ipynb #ea7d4363
 @contextlib.contextmanager
 def unchanged(networks: list[nn.Module]):
     "Whatever a step does to networks inside, afterwards they are as they were, without gradients."
@@ -47,7 +47,7 @@ def unchanged(networks: list[nn.Module]):
             network.zero_grad(set_to_none=True)
             network.load_state_dict(state)
 
-# %% ../../nbs/training/01_memory.ipynb #75f95d8c
+# %% ../../nbs/training/01_memory.ipynb #4e024c41
 def _image_bytes(forward: Callable[[], Tensor], device: torch.device, gradient_bytes: int) -> int:
     "Memory that a step takes for its images."
     if device.type != 'cuda':
@@ -57,7 +57,7 @@ def _image_bytes(forward: Callable[[], Tensor], device: torch.device, gradient_b
     forward().backward()
     return torch.cuda.max_memory_allocated(device) - before - gradient_bytes
 
-# %% ../../nbs/training/01_memory.ipynb #90b654d2
+# %% ../../nbs/training/01_memory.ipynb #eb1684e4
 class StepMemory(NamedTuple):
     "What a training step takes."
     batch_size: int  # images of each domain that fitted
@@ -85,7 +85,7 @@ def measure_step(forward: Callable[[int], Tensor],  # number of images of each d
                 raise
             batch_size //= 2
 
-# %% ../../nbs/training/01_memory.ipynb #21ee91c2
+# %% ../../nbs/training/01_memory.ipynb #8c406a18
 def free_memory(device: torch.device) -> int | None:  # bytes; None where the system does not say
     "Memory that a step may still take."
     if device.type == 'cuda':
@@ -97,11 +97,11 @@ def free_memory(device: torch.device) -> int | None:  # bytes; None where the sy
         return None
     return 1024 * int(kilobytes)
 
-# %% ../../nbs/training/01_memory.ipynb #a9451976
+# %% ../../nbs/training/01_memory.ipynb #365ff02c
 def _mb(n_bytes: int) -> str:
     return f'{n_bytes / 2**20:,.0f} MB'
 
-# %% ../../nbs/training/01_memory.ipynb #eb308556
+# %% ../../nbs/training/01_memory.ipynb #18bfc31f
 def _fitting_batch(memory: StepMemory, free: int) -> int:   # images of each domain, at least 2
     "The largest batch that fits, about."
     return max(2, (free - memory.fixed) // memory.per_image)
@@ -116,7 +116,7 @@ def _memory_line(memory: StepMemory, batch_size: int,
     tight = f'; at most about batch_size={_fitting_batch(memory, free)} fits' if need > free else ''
     return f'{stage}: a step takes about {_mb(need)} of {_mb(free)} that are free{tight}'
 
-# %% ../../nbs/training/01_memory.ipynb #9fe8b84c
+# %% ../../nbs/training/01_memory.ipynb #e55a02e4
 def _check_batch_fits(memory: StepMemory, batch_size: int, free: int, stage: str):
     "Raise `InputError` where only fewer images than a batch has fitted."
     if memory.batch_size == batch_size:
@@ -127,7 +127,7 @@ def _check_batch_fits(memory: StepMemory, batch_size: int, free: int, stage: str
                      'a step that fits',
                      f'set {stage}.batch_size={smaller}, or a smaller crop_height and crop_width')
 
-# %% ../../nbs/training/01_memory.ipynb #1e71a987
+# %% ../../nbs/training/01_memory.ipynb #cd0d6c53
 def check_memory(forward: Callable[[int], Tensor],  # number of images of each domain -> their loss
                  networks: list[nn.Module],         # what a step may change; the first is trained
                  batch_size: int,
