@@ -1,7 +1,7 @@
 """The method with networks of timm: a small convolutional one from a random start, and a frozen vision transformer.
 
-The transformer's file lies in `weights/` of the folder named by BIDIRSEG_SHARED, or of `../shared` beside the repository;
-without it that test is skipped."""
+The transformer's file lies in `weights/` of the folder named by BIDIRSEG_SHARED, or of `../shared` beside the
+repository; without it that test is skipped."""
 import os
 from pathlib import Path
 
