@@ -6,7 +6,7 @@
 __all__ = ['LABEL_SOURCES', 'prototype_log_posterior', 'PseudoLabeler', 'ScoreQuantiles', 'fit_score_quantiles',
            'PseudoLabelSettings', 'trusted', 'write_labels', 'class_shares', 'show_labels', 'make_labeler', 'run']
 
-# %% ../nbs/04_pseudo_labels.ipynb #bf429fd4
+# %% ../nbs/04_pseudo_labels.ipynb #4888fa36
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from .core import InputError, atomic_path, check_name, save_json, spaced_indices, stream
 from .data import IGNORE, LabelSpace, Samples
 from .mixture import SCORES, ClassPrototypes, Reservoir, best_class
-from .models import predict_features, update_bn, upsample
+from .models import predict_features, update_bn, upsample, with_features
 from .plots import image_grid, save_figure
+from .prototypes import frozen_backbone
 from .runs import Stage, StageSettings, open_stage
 
 # %% ../nbs/04_pseudo_labels.ipynb #08335322
@@ -170,11 +171,14 @@ def show_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantile
             row.append(picture)
     return image_grid(rows)
 
-# %% ../nbs/04_pseudo_labels.ipynb #f7426e40
+# %% ../nbs/04_pseudo_labels.ipynb #bf263abf
 def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, model: nn.Module) -> PseudoLabeler:
     "Network and prototypes as the prototypes stage left them."
-    if stage.load_json('prototypes/stage.json')['params']['adapt_bn']:
+    made = stage.load_json('prototypes/stage.json')['params']
+    if made['adapt_bn']:
         update_bn(model, target)
+    backbone = frozen_backbone(stage, made.get('features', 'warmup'), made.get('features_weights'))
+    model = with_features(model, backbone, stage.path('prototypes/.features'))
     prototypes = ClassPrototypes.load(stage.path('prototypes/prototypes.pt')).to(stage.device)
     return PseudoLabeler(model, prototypes, stage.load_json('prototypes/prototypes.json')['temperature'],
                          settings.label_source, settings.score, settings.mirror)

@@ -142,7 +142,7 @@ class WeightMaps:
         weights = transferability(regions.flatten(0, 1), self.centroids, self.mean_distance)
         return weights.view(regions.shape[:2])
 
-# %% ../nbs/05_reweighting.ipynb #d8f7aac3
+# %% ../nbs/05_reweighting.ipynb #14710b99
 @dataclass(frozen=True)
 class ReweightingSettings(StageSettings):
     "Settings of the transferability maps."
@@ -150,7 +150,7 @@ class ReweightingSettings(StageSettings):
     region_height: int = 128       # images are brought to this size before the backbone
     region_width: int = 256
     grid: list = (4, 8)            # rows and columns of regions
-    backbone: str = 'warmup'       # the warm-up model's, or a name such as resnet50
+    backbone: str = 'warmup'       # the warm-up model's, or a name such as resnet50 or timm/NAME
     weights: 'str | None' = None   # of a named backbone
     distance: bool = True          # weigh regions by their distance to the target's centroids
     entropy: bool = True           # add the entropy of each pixel's class

@@ -113,11 +113,15 @@ def target_samples(stage: Stage, labels: Path, exposure_gain: float, transform) 
     maps = dict(label=read_maps(labels, stage.images('target'), 'pseudo labels'))
     return stage.samples('target', transform, maps, exposure_gain)
 
-# %% ../nbs/06_self_training.ipynb #0c4fc452
+# %% ../nbs/06_self_training.ipynb #634cc705
 def _make_tracker(stage: Stage, student: nn.Module, teacher: nn.Module) -> CheckpointTracker | None:
     "What judges checkpoints without labels; None where the last one is taken."
     if stage.settings.model_selection == 'last':
         return None
+    space = stage.load_json('prototypes/stage.json')['params'].get('features', 'warmup')
+    if space != 'warmup':
+        raise InputError(f"model_selection={stage.settings.model_selection!r} with prototypes in the space of {space}",
+                         "prototypes of the network's own features", "set model_selection=last")
     prototypes = ClassPrototypes.load(stage.path('prototypes/prototypes.pt')).to(stage.device)
     target = stage.samples('target', exposure_gain=student.exposure_gain)
     return CheckpointTracker(stage, student, teacher, prototypes, target)

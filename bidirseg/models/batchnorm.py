@@ -46,16 +46,17 @@ def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tens
         chosen = picks[start:start + batch_size]
         yield torch.stack([torch.from_numpy(samples.read(i)['image']) for i in chosen])
 
-# %% ../../nbs/models/04_batchnorm.ipynb #7ee2a003
+# %% ../../nbs/models/04_batchnorm.ipynb #64a1cf33
 def update_bn(model: nn.Module,     # changed in place
               samples: Samples,     # of the domain that the statistics shall belong to
               most: int = 200,      # images that are looked at
               batch_size: int = 8,
               ) -> nn.Module:       # `model`, in eval mode
     "Replace a network's batch norm statistics by those of a domain."
-    for norm in _batch_norms(model):
-        norm.reset_running_stats()
     model.train()
+    for norm in _batch_norms(model):
+        if norm.training:   # those of a frozen backbone stay as they are
+            norm.reset_running_stats()
     with _bn_momentum(model, None), seeded(0, 'statistics'):   # dropout draws: the same for the same images
         for batch in _full_batches(samples, most, batch_size):
             if len(batch) == 1:

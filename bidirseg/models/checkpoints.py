@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PUBLISHED_NAMES', 'save_checkpoint', 'load_checkpoint', 'is_checkpoint', 'load_published']
 
-# %% ../../nbs/models/02_checkpoints.ipynb #c487e680
+# %% ../../nbs/models/02_checkpoints.ipynb #849bda7c
 from pathlib import Path
 import warnings
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ..core import InputError, load_torch, save_torch
-from .backbones import read_state_dict
+from .backbones import compare_states, read_state_dict
 from .deeplab import build_model
 
 # %% ../../nbs/models/02_checkpoints.ipynb #e9e1d823
@@ -115,21 +115,7 @@ def _read_published(path: str | Path,          # a published checkpoint
                          "take another file; our own are read by load_checkpoint")
     return {_rename_published(name): value for name, value in state.items()}
 
-# %% ../../nbs/models/02_checkpoints.ipynb #0c481ffd
-def _compare_states(state: dict, own: dict) -> str:
-    "How the parameters of a file differ from a network's, in words; empty where they do not."
-    missing = [name for name in own if name not in state and not name.endswith('num_batches_tracked')]
-    left_over = [name for name in state if name not in own]
-    reshaped = [name for name in state if name in own and state[name].shape != own[name].shape]
-    shapes = [f'{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}' for name in reshaped]
-    texts = []
-    for kind, names in (('missing', missing), ('left over', left_over), ('of another shape', shapes)):
-        examples = ', '.join(names[:3]) + (', ...' if len(names) > 3 else '')
-        if names:
-            texts.append(f'{len(names)} {kind} ({examples})')
-    return '; '.join(texts)
-
-# %% ../../nbs/models/02_checkpoints.ipynb #548ec346
+# %% ../../nbs/models/02_checkpoints.ipynb #2a5bed8f
 def load_published(model: nn.Module,        # from build_model; changed in place
                    path: str | Path,        # a published checkpoint
                    partial: bool = False,   # take what fits and warn of the rest
@@ -137,7 +123,7 @@ def load_published(model: nn.Module,        # from build_model; changed in place
     "Load the authors' checkpoint; raises `InputError` when names or shapes do not all agree."
     state = _read_published(path)
     own = model.state_dict()
-    differences = _compare_states(state, own)
+    differences = compare_states(state, own)
     if differences and not partial:
         raise InputError(f"{path}: names {differences}",
                          f"exactly the parameters of {model.build_args}",

@@ -6,15 +6,16 @@
 __all__ = ['upsample', 'conv_bn_relu', 'ASPP', 'Decoder', 'SegmentationOutput', 'DeepLabV3Plus', 'usual_feature_dim',
            'set_exposure_gain', 'build_model', 'parameter_groups']
 
-# %% ../../nbs/models/01_deeplab.ipynb #ee59b5a2
+# %% ../../nbs/models/01_deeplab.ipynb #f1647a73
 from typing import NamedTuple
 
+from fastcore.basics import patch
 from torch import Tensor, nn
 import torch
 import torch.nn.functional as F
 
 from ..core import InputError, check_name, seeded
-from .backbones import BACKBONES, build_backbone, check_images
+from .backbones import TIMM, ViTBackbone, build_backbone, check_images
 
 # %% ../../nbs/models/01_deeplab.ipynb #76764892
 def upsample(x: Tensor,              # (b, c, h, w)
@@ -23,15 +24,16 @@ def upsample(x: Tensor,              # (b, c, h, w)
     "Resize maps bilinearly, corners on corners."
     return F.interpolate(x, size=tuple(size), mode='bilinear', align_corners=True)
 
-# %% ../../nbs/models/01_deeplab.ipynb #5f5e6661
+# %% ../../nbs/models/01_deeplab.ipynb #ad577164
 def conv_bn_relu(inputs: int,       # channels that come in
                  outputs: int,      # channels that go out
                  kernel: int = 1,   # side, pixels: 1 or 3
                  dilation: int = 1,
+                 stride: int = 1,
                  ) -> nn.Sequential:
-    "Convolution without bias, batch norm, ReLU; the map keeps its size."
+    "Convolution without bias, batch norm, ReLU; at stride 1 the map keeps its size."
     padding = dilation * (kernel // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 # %% ../../nbs/models/01_deeplab.ipynb #d685526e
@@ -58,23 +60,32 @@ class ASPP(nn.Module):
         answers = [branch(x) for branch in self.branches]
         return self.dropout(self.project(torch.cat([*answers, mean], 1)))
 
-# %% ../../nbs/models/01_deeplab.ipynb #1059046d
+# %% ../../nbs/models/01_deeplab.ipynb #5b05923e
+def _fine_branch(low_channels: int,   # 3: the image itself
+                 ) -> nn.Sequential:
+    "From the fine map to 48 channels at stride 4."
+    if low_channels == 3:
+        return nn.Sequential(conv_bn_relu(3, 24, 3, stride=2), conv_bn_relu(24, 48, 3, stride=2))
+    return conv_bn_relu(low_channels, 48)
+
+# %% ../../nbs/models/01_deeplab.ipynb #cd474bf0
 class Decoder(nn.Module):
     "Join context and fine map to one feature per pixel of stride 4."
-    def __init__(self, low_channels: int,  # channels of the fine map
+    def __init__(self, low_channels: int,  # channels of the fine map; 3: the image itself
                  width: int,               # channels of the context
                  feature_dim: int,         # d, channels of the feature
                  ):
         super().__init__()
-        self.low = conv_bn_relu(low_channels, 48)
+        self.low = _fine_branch(low_channels)
         self.first = conv_bn_relu(width + 48, feature_dim, 3)
         self.second = conv_bn_relu(feature_dim, feature_dim, 3)
         self.dropout = nn.Dropout2d(0.1)
 
     def forward(self, context: Tensor,     # (b, width, h/16, w/16)
-                low: Tensor,               # (b, low_channels, h/4, w/4)
+                low: Tensor,               # (b, low_channels, h/4, w/4), or the image
                 ) -> Tensor:               # (b, d, h/4, w/4), none below zero
-        joined = torch.cat([upsample(context, low.shape[2:]), self.low(low)], 1)
+        fine = self.low(low)
+        joined = torch.cat([upsample(context, fine.shape[2:]), fine], 1)
         return self.dropout(self.second(self.first(joined)))
 
 # %% ../../nbs/models/01_deeplab.ipynb #e90db6b3
@@ -83,30 +94,42 @@ class SegmentationOutput(NamedTuple):
     features: Tensor  # (b, d, ceil(h/4), ceil(w/4)), none below zero
     logits: Tensor    # (b, classes, ceil(h/4), ceil(w/4))
 
-# %% ../../nbs/models/01_deeplab.ipynb #6912be2c
-def _init_head(aspp: ASPP, decoder: Decoder, classifier: nn.Conv2d) -> None:
+# %% ../../nbs/models/01_deeplab.ipynb #f1bbda40
+def _make_context(backbone: nn.Module, width: int, output_stride: int) -> nn.Module:
+    "From the coarse map to `width` channels of context."
+    if isinstance(backbone, ViTBackbone):
+        finer = nn.Upsample(scale_factor=4, mode='bilinear')
+        return nn.Sequential(conv_bn_relu(backbone.high_channels, width), finer)
+    rates = tuple(k * 96 // output_stride for k in (1, 2, 3))
+    return ASPP(backbone.high_channels, width, rates, dropout=0.5 if width == 256 else 0.1)
+
+# %% ../../nbs/models/01_deeplab.ipynb #2a301d2e
+def _init_head(aspp: nn.Module, decoder: Decoder, classifier: nn.Conv2d) -> None:
     "Random start of the head, in place, from torch's global generator."
     for module in [*aspp.modules(), *decoder.modules(), classifier]:
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
     nn.init.zeros_(classifier.bias)
 
-# %% ../../nbs/models/01_deeplab.ipynb #16cca515
+# %% ../../nbs/models/01_deeplab.ipynb #d48e5916
 class DeepLabV3Plus(nn.Module):
     "Backbone, ASPP, decoder, linear classifier; see `build_model`."
     def __init__(self, backbone: nn.Module,  # images -> (fine map, coarse map)
                  num_classes: int,
                  feature_dim: int,           # d, channels of the feature
                  output_stride: int = 16,    # of the coarse map
+                 freeze_backbone: bool = False,
                  ):
         super().__init__()
         width = min(256, 2 * feature_dim)
-        rates = tuple(k * 96 // output_stride for k in (1, 2, 3))
         self.num_features, self.num_classes, self.backbone = feature_dim, num_classes, backbone
-        self.aspp = ASPP(backbone.high_channels, width, rates, dropout=0.5 if width == 256 else 0.1)
+        self.aspp = _make_context(backbone, width, output_stride)
         self.decoder = Decoder(backbone.low_channels, width, feature_dim)
         self.classifier = nn.Conv2d(feature_dim, num_classes, 1)
         _init_head(self.aspp, self.decoder, self.classifier)
+        self.freeze_backbone = freeze_backbone
+        backbone.requires_grad_(not freeze_backbone)
+        self.train()
 
     def forward(self, images: Tensor) -> SegmentationOutput:   # images (b, 3, h, w), normalised
         check_images(images)
@@ -114,10 +137,20 @@ class DeepLabV3Plus(nn.Module):
         features = self.decoder(self.aspp(high), low)
         return SegmentationOutput(features, self.classifier(features))
 
-# %% ../../nbs/models/01_deeplab.ipynb #ac33a580
+# %% ../../nbs/models/01_deeplab.ipynb #35c7553a
+@patch
+def train(self: DeepLabV3Plus, mode: bool = True) -> nn.Module:   # itself
+    "As any module's; a frozen backbone stays in eval mode."
+    nn.Module.train(self, mode)
+    if self.freeze_backbone:
+        self.backbone.eval()
+    return self
+
+# %% ../../nbs/models/01_deeplab.ipynb #8c6be044
 def usual_feature_dim(backbone: str) -> int:
     "Channels of the feature that suit a backbone: 256 as published, 64 for the small ones."
-    return 64 if backbone in ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2') else 256
+    small = ('resnet10', 'resnet18', 'resnet34', 'mobilenet_v2')
+    return 64 if backbone.removeprefix(TIMM) in small else 256
 
 # %% ../../nbs/models/01_deeplab.ipynb #b332b825
 def set_exposure_gain(model: nn.Module,      # changed in place
@@ -131,12 +164,10 @@ def set_exposure_gain(model: nn.Module,      # changed in place
     model.build_args = {**getattr(model, 'build_args', {}), 'exposure_gain': model.exposure_gain}
     return model
 
-# %% ../../nbs/models/01_deeplab.ipynb #2f1dda9f
-def _check_build(arch: str, backbone: str, num_classes: int,
-                 output_stride: int, feature_dim: int) -> None:
-    "Raise `InputError` for what no network can be built from."
+# %% ../../nbs/models/01_deeplab.ipynb #3bfe4a35
+def _check_build(arch: str, num_classes: int, output_stride: int, feature_dim: int) -> None:
+    "Raise `InputError` for what no head can be built from; the backbone is checked by `build_backbone`."
     check_name(arch, ['deeplabv3plus'], 'arch')
-    check_name(backbone, BACKBONES, 'backbone')
     if output_stride not in (8, 16, 32):
         raise InputError(f"output_stride {output_stride}", "8, 16 or 32",
                          "set output_stride=16, the published one")
@@ -145,25 +176,26 @@ def _check_build(arch: str, backbone: str, num_classes: int,
             raise InputError(f"{name} {value!r}", "a whole number, 1 or more",
                              f"set {name} to how many there are")
 
-# %% ../../nbs/models/01_deeplab.ipynb #15133bf6
+# %% ../../nbs/models/01_deeplab.ipynb #92c7f865
 def build_model(arch: str = 'deeplabv3plus',      # the one there is
-                backbone: str = 'resnet101',      # one of BACKBONES
+                backbone: str = 'resnet101',      # one of BACKBONES, or timm/NAME
                 num_classes: int = 19,            # number of train ids
                 weights: str | None = None,       # of the backbone: see build_backbone; None: random
                 output_stride: int = 16,          # of the coarse map: 8, 16 or 32
                 feature_dim: int | None = None,   # d; None: usual_feature_dim(backbone)
                 seed: int = 0,                    # names the random start
                 exposure_gain: float = 1.0,       # see set_exposure_gain
+                freeze_backbone: bool = False,    # only the head learns
                 ) -> nn.Module:                   # images (b, 3, h, w) -> SegmentationOutput
     "A network that returns features and logits; wrong settings raise `InputError`."
     if feature_dim is None:
         feature_dim = usual_feature_dim(backbone)
-    _check_build(arch, backbone, num_classes, output_stride, feature_dim)
+    _check_build(arch, num_classes, output_stride, feature_dim)
     with seeded(seed, 'build_model'):
         model = DeepLabV3Plus(build_backbone(backbone, weights, output_stride),
-                              num_classes, feature_dim, output_stride)
-    model.build_args = dict(arch=arch, backbone=backbone, num_classes=num_classes,
-                            output_stride=output_stride, feature_dim=feature_dim)
+                              num_classes, feature_dim, output_stride, freeze_backbone)
+    model.build_args = dict(arch=arch, backbone=backbone, num_classes=num_classes, output_stride=output_stride,
+                            feature_dim=feature_dim, freeze_backbone=freeze_backbone)
     return set_exposure_gain(model, exposure_gain)
 
 # %% ../../nbs/models/01_deeplab.ipynb #d31c02bb

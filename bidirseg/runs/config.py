@@ -85,7 +85,7 @@ def make_settings(cls: type,     # a settings dataclass
                              f"for instance {name}={getattr(cls(), name)!r}") from None
     return cls(**filled)
 
-# %% ../../nbs/runs/00_config.ipynb #af3d702c
+# %% ../../nbs/runs/00_config.ipynb #ec0e0249
 def _is_rgb(color) -> bool:
     "Three whole numbers from 0 to 255."
     if not isinstance(color, (list, tuple)) or len(color) != 3:
@@ -106,8 +106,11 @@ def _check_config_values(config: 'RunConfig'):
         raise InputError(f"rounds={config.rounds}", "0 or more rounds of distillation", "set rounds=2")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads}", "at least one thread, or none for all cores", "set threads=1")
+    if config.freeze_backbone and config.weights is None:
+        raise InputError("freeze_backbone=true without weights", "a backbone that has learnt something",
+                         "set weights, a name or a file, or freeze_backbone=false")
 
-# %% ../../nbs/runs/00_config.ipynb #257be157
+# %% ../../nbs/runs/00_config.ipynb #26899830
 @dataclass(frozen=True)
 class RunConfig:
     "What a run is about; every stage reads it from `run.json`."
@@ -127,7 +130,8 @@ class RunConfig:
     crop_height: 'int | None' = None    # size of training crops; none: the whole size
     crop_width: 'int | None' = None
     backbone: str = 'resnet18'
-    weights: 'str | None' = None        # torchvision's name of pretrained weights, a file, or none
+    weights: 'str | None' = None        # torchvision's name of pretrained weights, timm's 'pretrained', a file, or none
+    freeze_backbone: bool = False       # only the head learns
     output_stride: int = 16
     feature_dim: 'int | None' = None    # channels of the feature before the classifier; none: as the backbone suggests
     seed: int = 0

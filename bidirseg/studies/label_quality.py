@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'label_scores', 'compare_labels', 'label_table', 'show_label_quality', 'study_labels']
 
-# %% ../../nbs/studies/02_label_quality.ipynb #f57316c7
+# %% ../../nbs/studies/02_label_quality.ipynb #8f50e691
 from dataclasses import asdict, fields, replace
 from functools import cache
 from operator import itemgetter
@@ -21,7 +21,9 @@ from torch import Tensor
 from ..core import commit, load_json, save_json, spaced_indices
 from ..data import IGNORE, Samples
 from ..evaluation import confusion_matrix, iou_per_class, mean_iou
-from ..prototypes import PrototypesSettings, fit_prototypes, gather_features, network_temperature
+from ..models import with_features
+from ..prototypes import (
+    PrototypesSettings, fit_prototypes, frozen_backbone, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from .ablation import run_variant
@@ -81,16 +83,18 @@ def label_scores(label: Callable,      # position of an image -> labels (h, w), 
     return dict(miou=round(mean_iou(every, there), 5), miou_kept=round(miou_kept, 5), kept=round(share, 4),
                 iou=_rounded(iou_per_class(every)), iou_kept=_rounded(iou_per_class(kept)))
 
-# %% ../../nbs/studies/02_label_quality.ipynb #0cc745e3
+# %% ../../nbs/studies/02_label_quality.ipynb #2a57e4d7
 class _Features:
     "A network and features of both domains, for prototypes with some settings."
     def __init__(self, stage: Stage, settings: PrototypesSettings):
         self.model = stage.load_model('warmup')
         self.source, target = stage.samples('source'), stage.samples('target', exposure_gain=self.model.exposure_gain)
-        found = gather_features(_KeepNothing(), self.model, self.source, target, settings, stage.config.seed)
-        rows, target_rows = found
+        backbone = frozen_backbone(stage, settings.features, settings.features_weights)
+        rows, *of_target = gather_features(
+            _KeepNothing(), self.model, self.source, target, settings, stage.config.seed, backbone)
         self.rows = {c: features.to(stage.device) for c, features in rows.items()}
-        self.target_rows = target_rows.to(stage.device)
+        self.target_rows, self.target_logits = (values.to(stage.device) for values in of_target)
+        self.seen = with_features(self.model, backbone)
 
 class _KeepNothing:
     "Stands in for a stage: a pass that is not kept on disk."
@@ -103,8 +107,8 @@ def _make_labeler(features: _Features, prototypes: PrototypesSettings, labels: P
                   num_classes: int, seed: int) -> PseudoLabeler:
     "Fit prototypes to features, and label with them."
     fitted = fit_prototypes(features.rows, features.target_rows, prototypes, num_classes, seed)
-    temperature = network_temperature(fitted, features.target_rows, features.model.classifier)
-    return PseudoLabeler(features.model, fitted, temperature, labels.label_source, labels.score, labels.mirror)
+    temperature = network_temperature(fitted, features.target_rows, features.target_logits)
+    return PseudoLabeler(features.seen, fitted, temperature, labels.label_source, labels.score, labels.mirror)
 
 # %% ../../nbs/studies/02_label_quality.ipynb #296ec765
 def compare_labels(run_dir: str | Path,    # a run whose warm-up is done

@@ -413,11 +413,12 @@ def update_ema(teacher: nn.Module,   # in place
         else:
             mean.copy_(value)
 
-# %% ../../nbs/training/02_loop.ipynb #ff5c00f9
+# %% ../../nbs/training/02_loop.ipynb #d7d88252
 def init_model(config: RunConfig, device: torch.device) -> nn.Module:
     "The run's network before any training."
     model = build_model(backbone=config.backbone, num_classes=len(label_space(config)), weights=config.weights,
-                        output_stride=config.output_stride, feature_dim=config.feature_dim, seed=config.seed)
+                        output_stride=config.output_stride, feature_dim=config.feature_dim, seed=config.seed,
+                        freeze_backbone=config.freeze_backbone)
     return model.to(device, memory_format=torch.channels_last)
 
 # %% ../../nbs/training/02_loop.ipynb #fb4cf8c9

@@ -67,14 +67,14 @@ class StepMemory(NamedTuple):
     def total(self, batch_size: int) -> int:  # bytes
         return self.fixed + batch_size * self.per_image
 
-# %% ../../nbs/training/01_memory.ipynb #c7840eec
+# %% ../../nbs/training/01_memory.ipynb #a691339c
 def measure_step(forward: Callable[[int], Tensor],  # number of images of each domain -> their loss
                  networks: list[nn.Module],         # what a step may change; the first is trained
                  batch_size: int,
                  device: torch.device,
                  ) -> StepMemory:
     "Memory of a training step, by trying one; `OutOfMemoryError` if not even two images fit."
-    weight_bytes = sum(p.numel() * p.element_size() for p in networks[0].parameters())
+    weight_bytes = sum(p.numel() * p.element_size() for p in networks[0].parameters() if p.requires_grad)
     while True:
         try:
             with unchanged(networks):
