@@ -210,7 +210,8 @@ def _draw(stage: Stage, results: dict, first: str, last: str):
 def run(run_dir: str | Path, name: str = 'evaluation', **changes) -> Path:  # the stage's folder
     "The stage: writes every stage's scores to `scores.json`, empty without labelled images, and the report's figures."
     names = trained_stages(run_dir)
-    if not names:
+    adapting = [trained for trained in names if trained != 'oracle']
+    if not adapting:
         raise InputError(f"{run_dir} has no trained model", "at least the warm-up stage",
                          "run the stages before this one")
     with open_stage(run_dir, name, EvaluationSettings, changes) as stage:
@@ -219,8 +220,7 @@ def run(run_dir: str | Path, name: str = 'evaluation', **changes) -> Path:  # th
         results = _score_stages(stage, names)
         save_json(stage.dir/'scores.json', results)
         first = 'source_only' if 'source_only' in names else names[0]
-        last = [trained for trained in names if trained != 'oracle'][-1]
-        _draw(stage, results, first, last)
+        _draw(stage, results, first, adapting[-1])
         labels = stage.path('pseudo_labels/labels')
         if results and stage.config.oracle and labels.exists():
             found = score_pseudo_labels(labels, stage.images('oracle'), stage.label_space)

@@ -510,8 +510,8 @@ def folder(root, labelled: bool = True,
 
 # %% ../../nbs/data/03_readers.ipynb #9c76e772
 READERS = {reader.__name__: reader for reader in (
-    scenes, streets, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k, idd, mapillary,
-    folder)}
+    scenes, streets, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k,
+    idd, mapillary, folder)}
 
 _SHARED_OPTIONS = dict(
     root=None,               # where the data set is, if not in the data root of all

@@ -193,7 +193,7 @@ def _gap_text(of_seed: dict[int, dict],   # rows of a variant
               base: dict[int, dict],      # those of source-only
               top: dict[int, dict],       # those of the oracle
               ) -> str:
-    "The share of the gap from source-only to oracle that a variant closes, over seeds of all three; '' where there is no gap."
+    "The share of the gap from source-only to oracle that is closed, over seeds of all three; '' without a gap."
     seeds = of_seed.keys() & base.keys() & top.keys()
     miou, low, high = (_mean_miou({seed: rows[seed] for seed in seeds}) for rows in (of_seed, base, top))
     gap = gap_closed(miou, low, high) if seeds else None
