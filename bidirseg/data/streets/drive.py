@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['PLACES', 'StreetSettings', 'street_settings', 'Place', 'is_blocked', 'Drive', 'draw_street', 'draw_streets']
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #980854db
+# %% ../../../nbs/data/streets/07_drive.ipynb #dbde0cc1
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Iterator
 import itertools
+import json
 
 from PIL import Image
 from fastcore.basics import patch
@@ -22,7 +23,7 @@ from .render import Camera, MeshBuffer, Renderer, Weather
 from .shaders import bend, opengl
 from .street import build_street
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #8399d618
+# %% ../../../nbs/data/streets/07_drive.ipynb #eb95ad9c
 @dataclass(frozen=True)
 class StreetSettings(Weather):
     "Weather, camera and traffic of one drive."
@@ -31,7 +32,7 @@ class StreetSettings(Weather):
     pitch: float = -2.0           # degrees, upwards; below 0 the horizon is above the middle
     traffic: str = 'right'        # the side on which traffic drives, 'right' or 'left'
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #ebe883dd
+# %% ../../../nbs/data/streets/07_drive.ipynb #1c69dc6f
 def _draw_weather(rng: np.random.Generator) -> dict:
     "Light, air and film of one drive."
     grey, wet = rng.random() < 0.4, rng.random() < 0.12
@@ -43,7 +44,7 @@ def _draw_weather(rng: np.random.Generator) -> dict:
         exposure=rng.uniform(0.75, 1.3), saturation=rng.uniform(0.75, 1.2),
         color_cast=tuple(rng.uniform(0.91, 1.09, 3).tolist()))
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #da6718b9
+# %% ../../../nbs/data/streets/07_drive.ipynb #78f7e0b6
 def street_settings(seed: int, **changes) -> StreetSettings:
     "The settings of a seed, some of them given; raises `InputError` for an unknown one."
     for name in changes:
@@ -55,7 +56,7 @@ def street_settings(seed: int, **changes) -> StreetSettings:
         pitch=rng.uniform(-3.5, -0.7), traffic='right' if rng.random() < 0.6 else 'left')
     return StreetSettings(**{**drawn, **changes})
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #a09400ad
+# %% ../../../nbs/data/streets/07_drive.ipynb #1e2f3e53
 PLACES = 16   # of the camera in one drive
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Place:
     camera: Camera
     travelled: float   # metres since the start of the drive
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #4ef78c1d
+# %% ../../../nbs/data/streets/07_drive.ipynb #cd5faa33
 def _draw_places(seed: int, settings: StreetSettings,
                  course: tuple, lane_x: float,   # of the street, metres
                  ) -> list[Place]:
@@ -81,7 +82,7 @@ def _draw_places(seed: int, settings: StreetSettings,
         places.append(Place(camera, number * step))
     return places
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #c18896ab
+# %% ../../../nbs/data/streets/07_drive.ipynb #e46a7852
 _LARGE, _SMALL = (CAR, TRUCK, BUS, TRAIN), (PERSON, RIDER, MOTORCYCLE, BICYCLE)
 
 def is_blocked(labels: np.ndarray) -> bool:   # (h, w) train ids
@@ -89,14 +90,14 @@ def is_blocked(labels: np.ndarray) -> bool:   # (h, w) train ids
     share = np.bincount(labels.ravel(), minlength=256) / labels.size
     return bool(share[list(_LARGE)].sum() > 0.5 or share[list(_SMALL)].sum() > 0.14)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #f144650b
+# %% ../../../nbs/data/streets/07_drive.ipynb #32965d0f
 def _check_size(height: int, width: int):
     "Raise `InputError` for a size that OpenGL cannot draw or nobody can see."
     if height < 16 or width < 16 or height > 4096 or width > 4096:
         raise InputError(f"size {height} x {width}", "from 16 x 16 to 4096 x 4096 (height x width)",
                          "ask for another size, such as 256 x 512")
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #eaae9720
+# %% ../../../nbs/data/streets/07_drive.ipynb #e1879ad5
 class Drive:
     "The frames of one drive through the street of a seed."
     def __init__(self, seed: int,
@@ -116,7 +117,7 @@ class Drive:
     def __enter__(self): return self
     def __exit__(self, *error): self.release()
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #b2a9a740
+# %% ../../../nbs/data/streets/07_drive.ipynb #96078ac5
 @patch
 def release(self: Drive):
     "Give OpenGL's memory back."
@@ -124,7 +125,7 @@ def release(self: Drive):
     self.renderer.release()
     self.small.release()
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #e18f481a
+# %% ../../../nbs/data/streets/07_drive.ipynb #5fd21838
 @patch
 def has_frame(self: Drive, frame: int) -> bool:
     "Whether the drive has a frame of this number."
@@ -136,7 +137,7 @@ def has_frame(self: Drive, frame: int) -> bool:
         self.looked_at += 1
     return 0 <= frame < len(self.free)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #fe2342fc
+# %% ../../../nbs/data/streets/07_drive.ipynb #5ef08309
 @patch
 def place_of(self: Drive, frame: int) -> Place:
     "The place that a frame shows; raises `InputError` where the drive has no such frame."
@@ -145,20 +146,20 @@ def place_of(self: Drive, frame: int) -> Place:
                          "the number of a frame, from 0", "take a lower number or another seed")
     return self.places[self.free[frame]]
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #9882309a
+# %% ../../../nbs/data/streets/07_drive.ipynb #e4c404a9
 @patch
 def __len__(self: Drive):
     self.has_frame(PLACES)
     return len(self.free)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #5d4f20fe
+# %% ../../../nbs/data/streets/07_drive.ipynb #70b2a93a
 @patch
 def labels(self: Drive, frame: int) -> np.ndarray:   # (h, w) uint8
     "The train ids of a frame; 255 is ignored."
     place = self.place_of(frame)
     return self.renderer.labels(self.mesh, place.camera, place.travelled, self.course)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #6152bf8e
+# %% ../../../nbs/data/streets/07_drive.ipynb #f5adf336
 @patch
 def image(self: Drive, frame: int) -> np.ndarray:   # (h, w, 3) uint8
     "The picture of a frame."
@@ -169,13 +170,13 @@ def image(self: Drive, frame: int) -> np.ndarray:   # (h, w, 3) uint8
     noise = rng.standard_normal(image.shape, dtype=np.float32) * np.float32(1.7)
     return np.clip(image + noise, 0, 255).round().astype(np.uint8)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #38d2bbc3
+# %% ../../../nbs/data/streets/07_drive.ipynb #1e3ab9c1
 @patch
 def frame(self: Drive, number: int) -> tuple[np.ndarray, np.ndarray]:   # (h, w, 3) and (h, w) uint8
     "Picture and labels of a frame."
     return self.image(number), self.labels(number)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #5b07e742
+# %% ../../../nbs/data/streets/07_drive.ipynb #ceaa731f
 def draw_street(seed: int,                             # any integer; each gives another street
                 frame: int = 0,                        # of the drive through it, from 0
                 height: int = 256, width: int = 512,   # pixels
@@ -185,13 +186,13 @@ def draw_street(seed: int,                             # any integer; each gives
     with Drive(seed, height, width, **settings) as drive:
         return drive.frame(frame)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #586158fa
+# %% ../../../nbs/data/streets/07_drive.ipynb #02cf8914
 def _paths(out: Path, seed: int, frame: int) -> tuple[Path, Path]:
     "Where the picture and the labels of a frame are kept."
     name = f's{seed:03d}_{frame:02d}'
     return out / 'images' / f'{name}.jpg', out / 'labels' / f'{name}.png'
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #2bafe07b
+# %% ../../../nbs/data/streets/07_drive.ipynb #c0720036
 def _save_frame(out: Path, seed: int, frame: int, image: np.ndarray, labels: np.ndarray):
     "Write a picture and its labels."
     image_path, labels_path = _paths(out, seed, frame)
@@ -200,7 +201,7 @@ def _save_frame(out: Path, seed: int, frame: int, image: np.ndarray, labels: np.
     with atomic_path(labels_path) as tmp:
         Image.fromarray(labels).save(tmp, optimize=True)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #c198c177
+# %% ../../../nbs/data/streets/07_drive.ipynb #e9ef6279
 def _draw_sequence(out: Path, seed: int, frames: int,
                    options: dict,   # of `Drive`
                    ) -> Iterator[int]:
@@ -217,10 +218,10 @@ def _draw_sequence(out: Path, seed: int, frames: int,
             _save_frame(out, seed, number, *drive.frame(number))
             yield number
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #14f489eb
+# %% ../../../nbs/data/streets/07_drive.ipynb #274cd927
 def _check_same(out: Path, asked: dict):
     "Write down what a folder is drawn with; raise `InputError` where it was drawn differently."
-    path = out / 'streets.json'
+    path, asked = out / 'streets.json', json.loads(json.dumps(asked))   # a tuple comes back as a list
     if not path.is_file():
         save_json(path, asked)
         return
@@ -230,25 +231,46 @@ def _check_same(out: Path, asked: dict):
         raise InputError(f"{out} was drawn with another {', '.join(different)}", "the same values",
                          "take another folder, or the values in its streets.json")
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #e9a9a667
+# %% ../../../nbs/data/streets/07_drive.ipynb #7f81607a
+_DESCRIPTION = '''# Rendered streets, drawn by bidirseg draw streets: the labels are train ids.
+dataset = "folder"
+name = "streets"
+root = "."
+space = "cityscapes19"
+ignore = [255]
+'''
+
+def _describe(out: Path):
+    "Write `streets.toml`, unless there is one."
+    if not (out / 'streets.toml').exists():
+        with atomic_path(out / 'streets.toml') as tmp:
+            tmp.write_text(_DESCRIPTION, encoding='utf-8')
+
+# %% ../../../nbs/data/streets/07_drive.ipynb #bf7dbe93
+def _check_numbers(count: int, first: int, frames: int):
+    "Raise `InputError` for what cannot be counted."
+    if count < 1 or first < 0 or not 1 <= frames <= PLACES:
+        wanted = f"a count from 1, a first seed from 0, 1 to {PLACES} frames"
+        raise InputError(f"count {count}, first {first}, frames {frames}", wanted, "take other numbers")
+
+# %% ../../../nbs/data/streets/07_drive.ipynb #6b73f4db
 def draw_streets(out: str | Path,                       # folder, made if it is not there
                  count: int,                            # pictures
-                 seed: int = 0,                         # of the first sequence; the others follow
+                 first: int = 0,                        # seed of the first sequence; the others follow
                  frames: int = 8,                       # of each sequence
                  height: int = 256, width: int = 512,   # pixels
                  **settings,                            # fields of `StreetSettings`, or drawn
-                 ) -> Path:                             # the folder
+                 ) -> Path:                             # a description of the folder
     "Draw pictures and label maps into a folder; what is there already is kept."
-    if count < 1 or not 1 <= frames <= PLACES or seed < 0:
-        raise InputError(f"count {count}, frames {frames}, seed {seed}",
-                         f"a count from 1, 1 to {PLACES} frames, seeds from 0", "take other numbers")
+    _check_numbers(count, first, frames)
     _check_size(height, width)
-    street_settings(seed, **settings)   # names are checked before anything is drawn
-    out, options = Path(out), dict(height=height, width=width, **settings)
+    street_settings(first, **settings)   # names are checked before anything is drawn
     opengl()
-    _check_same(out, dict(seed=seed, frames=frames, **options))
+    out, options = Path(out), dict(height=height, width=width, **settings)
+    _check_same(out, dict(first=first, frames=frames, **options))
+    _describe(out)
     drawn = itertools.chain.from_iterable(
-        _draw_sequence(out, number, frames, options) for number in itertools.count(seed))
+        _draw_sequence(out, seed, frames, options) for seed in itertools.count(first))
     for _ in progress(itertools.islice(drawn, count), 'streets', total=count):
         pass
-    return out
+    return out / 'streets.toml'

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Pose', 'walking', 'sitting', 'figure', 'person', 'cyclist', 'motorcyclist']
 
-# %% ../../../nbs/data/streets/04_people.ipynb #c3925904
+# %% ../../../nbs/data/streets/04_people.ipynb #0f731318
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from .mesh import (
     PERSON, RIDER, Paint, ball, box, grey, join, placed, shade, tube)
 from .vehicles import bicycle, motorcycle
 
-# %% ../../../nbs/data/streets/04_people.ipynb #5ab533ac
+# %% ../../../nbs/data/streets/04_people.ipynb #853e8eae
 class Pose(NamedTuple):
     "Where the joints are, metres."
     hip: tuple        # the middle between both hips
@@ -25,7 +25,7 @@ class Pose(NamedTuple):
     elbows: tuple
     hands: tuple
 
-# %% ../../../nbs/data/streets/04_people.ipynb #4ef7db11
+# %% ../../../nbs/data/streets/04_people.ipynb #425b713a
 def walking(step: float,   # how far the right foot is ahead of the hips, metres; negative: behind
             ) -> Pose:
     "The moment of a step."
@@ -37,7 +37,7 @@ def walking(step: float,   # how far the right foot is ahead of the hips, metres
         elbows=tuple((0.25 * s, 1.14, -0.4 * step * s - 0.03) for s in sides),
         hands=tuple((0.26 * s, 0.92, -0.9 * step * s + 0.08) for s in sides))
 
-# %% ../../../nbs/data/streets/04_people.ipynb #4ede0536
+# %% ../../../nbs/data/streets/04_people.ipynb #b6a98ba3
 def sitting(saddle: tuple,   # (y, z) metres
             bars: tuple,     # (x, y, z) of the right end, metres
             feet: tuple,     # (x, y, z) of the right foot, metres
@@ -54,7 +54,7 @@ def sitting(saddle: tuple,   # (y, z) metres
         elbows=tuple((bars[0] * s, y + 0.25, z + 0.6 * (bars[2] - z)) for s in sides),
         hands=tuple((bars[0] * s, bars[1], bars[2]) for s in sides))
 
-# %% ../../../nbs/data/streets/04_people.ipynb #6b2a15e0
+# %% ../../../nbs/data/streets/04_people.ipynb #7dc73842
 _TOPS = [
     (0.02, 0.02, 0.025), (0.03, 0.04, 0.08), (0.15, 0.15, 0.16), (0.5, 0.5, 0.48), (0.28, 0.22, 0.15),
     (0.16, 0.03, 0.03), (0.05, 0.1, 0.2), (0.06, 0.09, 0.05), (0.2, 0.17, 0.1), (0.12, 0.07, 0.09)]
@@ -71,7 +71,7 @@ class Clothes(NamedTuple):
     skin: Paint
     hair: Paint
 
-# %% ../../../nbs/data/streets/04_people.ipynb #48eb6a29
+# %% ../../../nbs/data/streets/04_people.ipynb #0fc124e4
 def _clothes(rng: np.random.Generator, label: int) -> Clothes:
     "Colours of one person."
     def paint(colors):
@@ -81,7 +81,7 @@ def _clothes(rng: np.random.Generator, label: int) -> Clothes:
     top, trousers, skin, hair = (paint(colors) for colors in (_TOPS, _TROUSERS, _SKINS, _HAIRS))
     return Clothes(top, trousers, Paint((0.03, 0.025, 0.02), label), skin, hair)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #8cd73426
+# %% ../../../nbs/data/streets/04_people.ipynb #d65c633b
 def _legs(pose: Pose, clothes: Clothes) -> np.ndarray:
     "Legs and shoes."
     parts = []
@@ -92,7 +92,7 @@ def _legs(pose: Pose, clothes: Clothes) -> np.ndarray:
         parts.append(ball(shoe, (0.05, 0.045, 0.13), clothes.shoes, 5, 2))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #45ba9550
+# %% ../../../nbs/data/streets/04_people.ipynb #887bb521
 def _arms(pose: Pose, clothes: Clothes) -> np.ndarray:
     "Sleeves and hands."
     parts = []
@@ -102,7 +102,7 @@ def _arms(pose: Pose, clothes: Clothes) -> np.ndarray:
         parts.append(ball(hand, 0.045, clothes.skin, 4, 2))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #afd315de
+# %% ../../../nbs/data/streets/04_people.ipynb #b063e153
 def _torso(pose: Pose, clothes: Clothes) -> np.ndarray:
     "From the hips to the neck."
     hip, neck = np.array(pose.hip), np.array(pose.neck)
@@ -110,7 +110,7 @@ def _torso(pose: Pose, clothes: Clothes) -> np.ndarray:
     radii = [(0.165, 0.12), (0.15, 0.105), (0.185, 0.125), (0.17, 0.1), (0.06, 0.06)]
     return tube(path, radii, clothes.top, 8, closed=True)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #ff3e7b43
+# %% ../../../nbs/data/streets/04_people.ipynb #9f0d0400
 def _head(pose: Pose, clothes: Clothes) -> np.ndarray:
     "Neck, head and hair."
     head = np.array(pose.head)
@@ -118,12 +118,12 @@ def _head(pose: Pose, clothes: Clothes) -> np.ndarray:
     hair = ball(head + (0, 0.045, -0.025), (0.095, 0.105, 0.105), clothes.hair, 7, 4)
     return join(throat, ball(head, (0.08, 0.12, 0.1), clothes.skin, 7, 4), hair)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #c1e6aa00
+# %% ../../../nbs/data/streets/04_people.ipynb #db087e4d
 def figure(pose: Pose, clothes: Clothes) -> np.ndarray:
     "A person in a pose."
     return join(*[part(pose, clothes) for part in (_legs, _torso, _arms, _head)])
 
-# %% ../../../nbs/data/streets/04_people.ipynb #6f423243
+# %% ../../../nbs/data/streets/04_people.ipynb #bf3d8351
 def _outfit_extras(clothes: Clothes, rng: np.random.Generator) -> np.ndarray:
     "A coat or skirt, and a bag."
     parts, chance = [], rng.random()
@@ -134,12 +134,12 @@ def _outfit_extras(clothes: Clothes, rng: np.random.Generator) -> np.ndarray:
     color = tuple(rng.uniform(0.02, 0.3, 3))
     bag, chance = clothes.top._replace(color=color), rng.random()
     if chance < 0.2:
-        parts.append(box((-0.15, 0.98, -0.28), (0.15, 1.42, -0.1), bag))
+        parts.append(box((-0.14, 1.0, -0.25), (0.14, 1.4, -0.07), bag))
     elif chance < 0.35:
         parts.append(box((0.22, 0.5, -0.12), (0.32, 0.85, 0.14), bag))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #494764c7
+# %% ../../../nbs/data/streets/04_people.ipynb #04ec3be1
 def person(rng: np.random.Generator) -> np.ndarray:
     "Somebody who walks or stands, looking ahead."
     clothes = _clothes(rng, PERSON)
@@ -147,7 +147,7 @@ def person(rng: np.random.Generator) -> np.ndarray:
     size = rng.uniform(0.6, 0.8) if rng.random() < 0.1 else rng.uniform(0.92, 1.06)
     return placed(join(figure(walking(step), clothes), _outfit_extras(clothes, rng)), size=size)
 
-# %% ../../../nbs/data/streets/04_people.ipynb #ef12fc67
+# %% ../../../nbs/data/streets/04_people.ipynb #b3fce9ad
 def cyclist(rng: np.random.Generator) -> np.ndarray:
     "A bicycle with its rider."
     low, high = rng.choice([0.0, 0.2]), 0.2
@@ -158,7 +158,7 @@ def cyclist(rng: np.random.Generator) -> np.ndarray:
         clothes = clothes._replace(hair=helmet)
     return join(bicycle(rng), figure(pose, clothes))
 
-# %% ../../../nbs/data/streets/04_people.ipynb #206075c8
+# %% ../../../nbs/data/streets/04_people.ipynb #f1c4a90c
 def motorcyclist(rng: np.random.Generator) -> np.ndarray:
     "A motorcycle or scooter with its rider."
     pose = sitting((0.9, -0.3), (0.33, 1.08, 0.36), (0.2, 0.36, -0.02), 0.0)

@@ -6,7 +6,7 @@
 __all__ = ['NOISE_SIZE', 'NOISE_CELLS', 'opengl', 'opengl_missing', 'noise_texture', 'bend', 'label_shaders', 'picture_shaders',
            'sky_shaders']
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #fec8bf16
+# %% ../../../nbs/data/streets/01_shaders.ipynb #c4fdff2a
 import functools
 import os
 import sys
@@ -17,7 +17,7 @@ from ...core import InputError
 from .mesh import (
     ASPHALT, BARS, FACADE, GLASS, GRASS, LAMP, LEAF, MASONRY, PAINT, PAVING, PLAIN, SPOKES)
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #3b51789f
+# %% ../../../nbs/data/streets/01_shaders.ipynb #defdbbb5
 _PACKAGE = 'pip install "bidirseg[streets]"'
 _SYSTEM = 'on Debian and Ubuntu, apt install libegl1 libgl1 libgl1-mesa-dri'
 
@@ -29,7 +29,7 @@ def _import_moderngl():
         raise InputError('no package moderngl', 'moderngl, which draws streets', _PACKAGE) from None
     return moderngl
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #4f778904
+# %% ../../../nbs/data/streets/01_shaders.ipynb #8b2c420d
 _contexts = {}   # process id -> context
 
 def opengl():
@@ -45,7 +45,7 @@ def opengl():
         _contexts[os.getpid()] = context
     return _contexts[os.getpid()]
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #f65da88f
+# %% ../../../nbs/data/streets/01_shaders.ipynb #20d4ef40
 def opengl_missing() -> str:   # '' where OpenGL is there
     "Why nothing can be rendered here, as a line to print."
     try:
@@ -54,7 +54,7 @@ def opengl_missing() -> str:   # '' where OpenGL is there
         return f'not run: {error}'
     return ''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #bfbdc9f8
+# %% ../../../nbs/data/streets/01_shaders.ipynb #5840e481
 def _smooth_noise(rng: np.random.Generator,
                   cells: int, size: int,   # random numbers and pixels along each side
                   ) -> np.ndarray:         # (size, size) in [0, 1]
@@ -68,7 +68,7 @@ def _smooth_noise(rng: np.random.Generator,
     rows = values[low] * (1 - weight[:, None]) + values[high] * weight[:, None]
     return rows[:, low] * (1 - weight) + rows[:, high] * weight
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #89190f55
+# %% ../../../nbs/data/streets/01_shaders.ipynb #1a69a321
 NOISE_SIZE, NOISE_CELLS = 256, 16
 
 @functools.cache
@@ -83,7 +83,7 @@ def noise_texture() -> np.ndarray:   # (256, 256, 2) uint8: fractal noise, singl
     points = rng.random((NOISE_SIZE, NOISE_SIZE))
     return np.uint8(255 * np.stack([fractal, points], 2))
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #72182961
+# %% ../../../nbs/data/streets/01_shaders.ipynb #0aa47a7c
 _NOISE = '''
 uniform sampler2D noise;
 
@@ -103,7 +103,7 @@ float random(vec2 pair) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #83b9450d
+# %% ../../../nbs/data/streets/01_shaders.ipynb #7056d635
 _BENT = '''
 uniform vec4 course;   // amplitude and period of the bend to the side, then upwards; metres
 
@@ -113,7 +113,7 @@ vec3 bent(vec3 p) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #2ba70b28
+# %% ../../../nbs/data/streets/01_shaders.ipynb #20ae5948
 _VERTEX = '''
 #version 330
 in vec3 position, normal, color;
@@ -137,7 +137,7 @@ void main() {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #01059416
+# %% ../../../nbs/data/streets/01_shaders.ipynb #c32864b9
 def bend(z: float,      # metres along the street
          course: tuple, # amplitude and period to the side, amplitude and period upwards, metres
          ) -> tuple[float, float]:
@@ -145,7 +145,7 @@ def bend(z: float,      # metres along the street
     side, side_period, up, up_period = course
     return side * np.sin(2 * np.pi * z / side_period), up * np.sin(2 * np.pi * z / up_period)
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #782e536b
+# %% ../../../nbs/data/streets/01_shaders.ipynb #0524d1a9
 _HOLES = '''
 // Between leaves: each cell of 11 cm holds a round leaf or none.
 bool leaf_hole(vec2 surface, float seed) {
@@ -174,7 +174,7 @@ bool hole(int material, vec2 surface, float seed, bool filled) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #57b33938
+# %% ../../../nbs/data/streets/01_shaders.ipynb #7d827fc7
 def label_shaders(cut_out: bool,  # for the materials with holes
                   ) -> dict[str, str]:
     "The program that writes train ids."
@@ -193,7 +193,7 @@ void main() {{
 '''
     return dict(vertex_shader=_VERTEX.strip(), fragment_shader=fragment.strip())
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #6fa16507
+# %% ../../../nbs/data/streets/01_shaders.ipynb #76cd80d0
 _COMMON = '''
 #version 330
 in vec3 the_place, the_point, the_normal, the_color;
@@ -217,7 +217,7 @@ struct Surface {
 };
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #5b8689e6
+# %% ../../../nbs/data/streets/01_shaders.ipynb #7ff60857
 _MIRROR = '''
 // What a mirror would show: the dark street below, houses at the height of the eyes, the sky above.
 vec3 mirrored(vec3 normal, vec3 to_eye) {
@@ -232,7 +232,7 @@ float mirror_share(vec3 normal, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #c2715351
+# %% ../../../nbs/data/streets/01_shaders.ipynb #ead7adba
 _FILTERED = '''
 // A stripe around 0.5 in each unit of x; `pixel` is how much of x a pixel covers.
 float filtered(float x, float half_width, float pixel) {
@@ -241,19 +241,19 @@ float filtered(float x, float half_width, float pixel) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #a8ce6ad2
+# %% ../../../nbs/data/streets/01_shaders.ipynb #4b721fde
 _PLAIN = '''
 void material(inout Surface s, vec3 to_eye) {
     s.color *= 0.9 + 0.2 * clouds(the_surface * 3.0 + the_seed);
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #b85867b9
+# %% ../../../nbs/data/streets/01_shaders.ipynb #21c3da72
 _LAMP = '''
 void material(inout Surface s, vec3 to_eye) { s.glow = 1.0; }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #1c35b693
+# %% ../../../nbs/data/streets/01_shaders.ipynb #bada0a35
 _ASPHALT = '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 p = the_place.xz;
@@ -270,7 +270,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #f5241fdf
+# %% ../../../nbs/data/streets/01_shaders.ipynb #7001e6b8
 _PAVING = '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 p = the_place.xz * 1.7;
@@ -284,7 +284,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #3fd71de7
+# %% ../../../nbs/data/streets/01_shaders.ipynb #57d7f957
 _GRASS = '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 p = the_place.xz + the_surface;
@@ -293,7 +293,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #e7e2a5f9
+# %% ../../../nbs/data/streets/01_shaders.ipynb #a58587e5
 _MASONRY = '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 p = the_surface * vec2(2.2, 5.0);
@@ -306,7 +306,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #0715fdf3
+# %% ../../../nbs/data/streets/01_shaders.ipynb #a41cb50c
 _FACADE_WALL = '''
 float trait(float number) { return random(vec2(the_seed, number)); }
 
@@ -326,7 +326,7 @@ vec3 facade_wall(vec3 color, vec2 p, vec2 pixel) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #5af126ac
+# %% ../../../nbs/data/streets/01_shaders.ipynb #f911d445
 _FACADE_WINDOW = '''
 vec3 window_room(vec2 window, vec2 within) {
     float chance = random(window + vec2(the_seed, 3.0 * the_seed));
@@ -336,13 +336,14 @@ vec3 window_room(vec2 window, vec2 within) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #2482207d
+# %% ../../../nbs/data/streets/01_shaders.ipynb #47ace61e
 _FACADE_SHOP = '''
-vec3 shop_pane(vec3 room, vec2 window, vec2 p) {
-    vec2 id = window + the_seed;
-    vec3 goods = vec3(random(id + 7.0), random(id + 8.0), random(id + 9.0));
-    goods = mix(vec3(dot(goods, vec3(0.33))), goods, 0.5);
-    return mix(room, 0.35 * goods * smoothstep(0.3, 0.7, clouds(p * 30.0)), 0.5);
+vec3 shop_pane(vec3 room, vec2 p, vec2 pixel) {
+    vec2 shelf = floor(p * vec2(9.0, 5.0)) + the_seed;
+    vec3 goods = vec3(random(shelf + 7.0), random(shelf + 8.0), random(shelf + 9.0));
+    goods = mix(vec3(dot(goods, vec3(0.33))), goods, 0.4);
+    goods = mix(goods, vec3(0.4), smoothstep(0.05, 0.3, pixel.x * 9.0));
+    return mix(room, 0.3 * goods, 0.7 * smoothstep(0.45, 0.6, clouds(p * 5.0 + the_seed)));
 }
 
 vec3 shop_sign(vec3 wall, vec2 within) {
@@ -351,7 +352,7 @@ vec3 shop_sign(vec3 wall, vec2 within) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #f7093035
+# %% ../../../nbs/data/streets/01_shaders.ipynb #6bd98ed9
 _FACADE_FRAME = '''
 vec3 frame_color(vec3 wall) {
     if (trait(7.0) > 0.5) return vec3(0.5);
@@ -367,7 +368,7 @@ float in_window(vec2 p, vec2 size, vec2 pixel) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #92a7b65f
+# %% ../../../nbs/data/streets/01_shaders.ipynb #90933175
 _FACADE = _FACADE_WALL + _FACADE_WINDOW + _FACADE_SHOP + _FACADE_FRAME + '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 p = the_surface, pixel = fwidth(p), window = floor(p), within = fract(p) - 0.5;
@@ -377,7 +378,7 @@ void material(inout Surface s, vec3 to_eye) {
     vec3 wall = facade_wall(s.color, p, pixel), glass = window_room(window, within);
     vec3 edge = frame_color(wall);
     if (shop) {
-        glass = shop_pane(glass, window, p);
+        glass = shop_pane(glass, p, pixel);
         wall = shop_sign(wall, within);
     } else {
         glass = mix(glass, edge, filtered(p.x + 0.5, 0.02, pixel.x));
@@ -390,7 +391,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #aa65afbd
+# %% ../../../nbs/data/streets/01_shaders.ipynb #871a5a57
 _PAINT = '''
 void material(inout Surface s, vec3 to_eye) {
     s.mirror = 0.6 * mirror_share(s.normal, to_eye);
@@ -399,7 +400,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #1387b535
+# %% ../../../nbs/data/streets/01_shaders.ipynb #7bd56953
 _GLASS = '''
 void material(inout Surface s, vec3 to_eye) {
     s.mirror = 0.05 + 0.8 * mirror_share(s.normal, to_eye);
@@ -408,7 +409,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #ea738677
+# %% ../../../nbs/data/streets/01_shaders.ipynb #1171b5bb
 _LEAF = '''
 void material(inout Surface s, vec3 to_eye) {
     vec2 leaf = floor(the_surface * 9.0);
@@ -419,7 +420,7 @@ void material(inout Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #4b534472
+# %% ../../../nbs/data/streets/01_shaders.ipynb #8f6d3f65
 _LIGHT = '''
 uniform sampler2DShadow shadow_map;
 
@@ -443,7 +444,7 @@ vec3 lit(Surface s, vec3 to_eye) {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #af0660dc
+# %% ../../../nbs/data/streets/01_shaders.ipynb #54d31e59
 _DEVELOP = '''
 uniform float exposure, saturation;
 uniform vec3 color_cast;   // how much red, green and blue the camera sees
@@ -466,7 +467,7 @@ void main() {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #a014f715
+# %% ../../../nbs/data/streets/01_shaders.ipynb #c5cbff8a
 _MATERIALS = {
     PLAIN: _PLAIN, ASPHALT: _ASPHALT, PAVING: _PAVING, FACADE: _FACADE, GRASS: _GRASS,
     MASONRY: _MASONRY, PAINT: _PAINT, GLASS: _GLASS, LAMP: _LAMP, LEAF: _LEAF,
@@ -478,7 +479,7 @@ def picture_shaders(material: int) -> dict[str, str]:
     parts = _COMMON, *patterns, _MATERIALS[material], _LIGHT, _DEVELOP, _MAIN
     return dict(vertex_shader=_VERTEX.strip(), fragment_shader=''.join(parts).strip())
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #eb8a202c
+# %% ../../../nbs/data/streets/01_shaders.ipynb #90442277
 _SKY_VERTEX = '''
 #version 330
 in vec2 corner;
@@ -491,7 +492,7 @@ void main() {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #b05471c1
+# %% ../../../nbs/data/streets/01_shaders.ipynb #ff44d75c
 _SKY_FRAGMENT = '''
 #version 330
 in vec3 the_ray;
@@ -512,7 +513,7 @@ void main() {
 }
 '''
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #c397d980
+# %% ../../../nbs/data/streets/01_shaders.ipynb #54cfe364
 def sky_shaders() -> dict[str, str]:
     "The program that draws the sky."
     return dict(vertex_shader=_SKY_VERTEX.strip(), fragment_shader=_SKY_FRAGMENT.strip())

@@ -9,7 +9,7 @@ __all__ = ['STYLES', 'LENGTH', 'BEHIND', 'OUTSIDE', 'TRACK', 'Style', 'Side', 'P
            'crossing_people', 'lane_traffic', 'cyclists', 'trams', 'waiting', 'buildings', 'still_side', 'traffic',
            'Street', 'build_street']
 
-# %% ../../../nbs/data/streets/06_street.ipynb #56cdc0f8
+# %% ../../../nbs/data/streets/06_street.ipynb #bbafd438
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from .roadside import (
     bollard, bush, fence, hedge, house, lamp_post, sign_post, street_furniture, traffic_light, tree, wall)
 from .vehicles import bicycle, bus, car, motorcycle, tram, truck
 
-# %% ../../../nbs/data/streets/06_street.ipynb #c983a60f
+# %% ../../../nbs/data/streets/06_street.ipynb #b1db1d89
 @dataclass(frozen=True)
 class Style:
     "How often things occur in a kind of street. Pairs are the least and the most."
@@ -44,7 +44,7 @@ class Style:
     people: float        # mean number on 100 m of one pavement
     large: float         # share of trucks and buses in traffic
 
-# %% ../../../nbs/data/streets/06_street.ipynb #625ea1e9
+# %% ../../../nbs/data/streets/06_street.ipynb #8c0547d2
 STYLES = dict(
     city=Style(
         chance=0.4, lanes=(1, 2), parking=0.7, parked=(0.3, 0.9), verge=0.08, median=0.06, rails=0.26,
@@ -67,7 +67,7 @@ STYLES = dict(
         pavement=(1.6, 3.5), setback=(1, 8), storeys=(1, 4), house=(16, 42), gap=(1, 8), built=0.7,
         trees=0.25, people=4, large=0.28))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #852910c5
+# %% ../../../nbs/data/streets/06_street.ipynb #d093dc34
 @dataclass(frozen=True)
 class Side:
     "Widths of one side, from the middle of the road outwards, metres."
@@ -90,7 +90,7 @@ class Side:
     @property
     def front(self) -> float: return self.kerb + self.verge + self.pavement
 
-# %% ../../../nbs/data/streets/06_street.ipynb #b9a9ca3a
+# %% ../../../nbs/data/streets/06_street.ipynb #a7222d40
 LENGTH, BEHIND = 270.0, -25.0   # z of the end, and of the start behind the camera, metres
 OUTSIDE = 90.0                  # how far side streets go, metres
 
@@ -117,7 +117,7 @@ class Plan:
         "Whether a place lies in a side street or less than `margin` metres from it."
         return any(abs(z - middle) < half + margin for middle, half in self.junctions)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #ad294db7
+# %% ../../../nbs/data/streets/06_street.ipynb #7cc3647e
 def _draw_side(style: Style,
                inner: float, lanes: int, lane: float,   # as in `Side`: the same for both sides
                rng: np.random.Generator) -> Side:
@@ -129,14 +129,14 @@ def _draw_side(style: Style,
                 parking=by_chance(style.parking, 2.1, 2.4), verge=by_chance(style.verge, 1.2, 3.0),
                 pavement=rng.uniform(*style.pavement))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #77319464
+# %% ../../../nbs/data/streets/06_street.ipynb #abdaee93
 def _draw_course(rng: np.random.Generator) -> tuple[float, float, float, float]:
     "Amplitude and period of the bends to the side and upwards, metres."
     side = rng.uniform(-7, 7) if rng.random() < 0.5 else 0.0
     up = rng.uniform(-1.6, 1.6) if rng.random() < 0.5 else 0.0
     return side, rng.uniform(220, 400), up, rng.uniform(200, 400)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #346f2530
+# %% ../../../nbs/data/streets/06_street.ipynb #e9965c99
 def _draw_junctions(rng: np.random.Generator) -> tuple[tuple[float, float], ...]:
     "Side streets: z and half the width, metres."
     found, z = [], rng.uniform(8, 70)
@@ -145,7 +145,7 @@ def _draw_junctions(rng: np.random.Generator) -> tuple[tuple[float, float], ...]
         z += rng.uniform(45, 110)
     return tuple(found)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #bc67db90
+# %% ../../../nbs/data/streets/06_street.ipynb #0b5a0a05
 def draw_plan(rng: np.random.Generator) -> Plan:
     "The plan of a street."
     styles = list(STYLES.values())
@@ -159,7 +159,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
     right, left = (_draw_side(s, inner, lanes, lane, rng) for s in (style, other))
     return Plan(style, other, right, left, _draw_junctions(rng), rails, _draw_course(rng))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #86251ea4
+# %% ../../../nbs/data/streets/06_street.ipynb #a408235a
 def _cuts(start: float, end: float) -> np.ndarray:   # metres
     "Start, end and all multiples of 5 m between them."
     inside = np.arange(np.ceil(start / 5 + 1e-9), end / 5 - 1e-9) * 5
@@ -178,7 +178,7 @@ def strip(low: float, high: float,    # x, metres
         points[:, number, 0], points[:, number, 2] = x, place
     return quads(points, paint)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #0664f57c
+# %% ../../../nbs/data/streets/06_street.ipynb #4b6d00de
 def slab(low: float, high: float,    # x, metres
          height: float,              # of its top above the road, metres
          start: float, end: float,   # z, metres
@@ -192,7 +192,7 @@ def slab(low: float, high: float,    # x, metres
             for place in (start, end)]
     return join(strip(low, high, height, start, end, paint), quads(sides + ends, paint))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #18e7e03e
+# %% ../../../nbs/data/streets/06_street.ipynb #fd6cf182
 @dataclass(frozen=True)
 class Ground:
     "The paints of the ground."
@@ -202,7 +202,7 @@ class Ground:
     grass: Paint
     mark: Paint
 
-# %% ../../../nbs/data/streets/06_street.ipynb #5f251891
+# %% ../../../nbs/data/streets/06_street.ipynb #4e678c81
 def draw_ground_paints(rng: np.random.Generator) -> Ground:
     "Colours and materials of road, pavement and grass."
     asphalt = shade((0.075, 0.076, 0.078), rng.uniform(0.65, 1.5))
@@ -218,7 +218,7 @@ def draw_ground_paints(rng: np.random.Generator) -> Ground:
     kerb, lawn = Paint(shade(stone, 1.3), SIDEWALK), Paint(tuple(grass), TERRAIN, GRASS, seed)
     return Ground(road, pavement, kerb, lawn, mark=Paint(grey(rng.uniform(0.3, 0.6)), ROAD))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #58c4600b
+# %% ../../../nbs/data/streets/06_street.ipynb #a64d8144
 _PAVED = 0.14   # height of pavements above the road, metres
 _SIDE_PAVEMENT = 2.4   # width of the pavement along side streets, metres
 
@@ -236,14 +236,14 @@ def _block_ground(side: Side, start: float, end: float, plots: Paint, paints: Gr
     parts.append(strip(side.front, OUTSIDE, _PAVED - 0.01, start + wide, end - wide, plots))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #a65cb41d
+# %% ../../../nbs/data/streets/06_street.ipynb #e79073bb
 def _median_ground(side: Side, start: float, end: float, paints: Ground) -> np.ndarray:
     "Half of the strip between the directions."
     low, high, stone = start + 3, end - 3, side.inner - 0.15
     return join(slab(0, stone, _PAVED, low, high, paints.grass),
                 slab(stone, side.inner, _PAVED + 0.005, low, high, paints.kerb))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #2840f8b6
+# %% ../../../nbs/data/streets/06_street.ipynb #a29a7294
 def side_ground(plan: Plan, side: Side, paved_plots: bool, paints: Ground) -> np.ndarray:
     "Road, median, pavements and plots of one side."
     parts = [strip(0, side.kerb, 0, BEHIND, LENGTH, paints.road)]
@@ -256,19 +256,19 @@ def side_ground(plan: Plan, side: Side, paved_plots: bool, paints: Ground) -> np
         parts.append(strip(side.kerb, OUTSIDE, 0, z - half, z + half, paints.road))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #691b7763
+# %% ../../../nbs/data/streets/06_street.ipynb #6a4af7f5
 def plain(paints: Ground) -> np.ndarray:
     "Grass as far as one sees."
     far = paints.grass._replace(color=shade(paints.grass.color, 0.8))
     return strip(-700, 700, -0.12, BEHIND - 30, 780, far)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #5fb68ec3
+# %% ../../../nbs/data/streets/06_street.ipynb #65608701
 def _rectangle(x0: float, z0: float, x1: float, z1: float) -> list[tuple]:   # metres
     "The corners of a mark on the road."
     y = 0.013
     return [(x0, y, z0), (x0, y, z1), (x1, y, z1), (x1, y, z0)]
 
-# %% ../../../nbs/data/streets/06_street.ipynb #767a9221
+# %% ../../../nbs/data/streets/06_street.ipynb #69877715
 def _dashes(plan: Plan, x: float, width: float,   # metres
             length: float, period: float,         # metres; equal for a solid line
             paint: Paint) -> np.ndarray:
@@ -279,7 +279,7 @@ def _dashes(plan: Plan, x: float, width: float,   # metres
             marks.append(_rectangle(x - width / 2, z, x + width / 2, min(z + length, end - 1.5)))
     return quads(marks, paint)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #e16ad577
+# %% ../../../nbs/data/streets/06_street.ipynb #b38abd88
 def _crossing_marks(plan: Plan, side: Side, zebra: bool, paint: Paint) -> np.ndarray:
     "Zebra stripes or stop lines at side streets."
     marks, columns = [], np.arange(side.inner + 0.3, side.kerb - 0.5, 1.0)
@@ -290,7 +290,7 @@ def _crossing_marks(plan: Plan, side: Side, zebra: bool, paint: Paint) -> np.nda
         marks.append(_rectangle(side.inner + 0.1, stop, side.lanes_end, stop + 0.35))
     return quads(marks, paint) if marks else join()
 
-# %% ../../../nbs/data/streets/06_street.ipynb #cdf9f0c2
+# %% ../../../nbs/data/streets/06_street.ipynb #109fc7f9
 def side_marks(plan: Plan, side: Side, zebra: bool, paint: Paint) -> np.ndarray:
     "All marks of one side of the road."
     parts = [_crossing_marks(plan, side, zebra, paint)]
@@ -306,7 +306,7 @@ def side_marks(plan: Plan, side: Side, zebra: bool, paint: Paint) -> np.ndarray:
         parts.append(_dashes(plan, 0.0, 0.14, 3, 6, paint))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #4f6c56ba
+# %% ../../../nbs/data/streets/06_street.ipynb #38098b47
 TRACK = 1.65   # from the middle of the road to the middle of a track, metres
 
 def rails(paints: Ground) -> np.ndarray:
@@ -318,13 +318,13 @@ def rails(paints: Ground) -> np.ndarray:
         parts.append(strip(x - 0.1, x - 0.04, 0.013, BEHIND, LENGTH, groove))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #f1614305
+# %% ../../../nbs/data/streets/06_street.ipynb #0f56406b
 def _barrier(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "A hedge, a fence, a wall, or nothing."
     kind = rng.choice(4, p=(0.3, 0.28, 0.22, 0.2))
     return (hedge, fence, wall)[kind](length, rng) if kind < 3 else join()
 
-# %% ../../../nbs/data/streets/06_street.ipynb #fcd073b2
+# %% ../../../nbs/data/streets/06_street.ipynb #c79773d0
 def _scattered(draw, count: int,
                low: tuple, high: tuple,   # x and z, metres
                rng: np.random.Generator) -> np.ndarray:
@@ -332,7 +332,7 @@ def _scattered(draw, count: int,
     places = rng.uniform(low, high, (count, 2))
     return join(*[placed(draw(rng), x, _PAVED, z) for x, z in places])
 
-# %% ../../../nbs/data/streets/06_street.ipynb #f93ebeb0
+# %% ../../../nbs/data/streets/06_street.ipynb #ef4354fa
 def _garden(x: float, z: float, width: float, depth: float,   # metres
             rng: np.random.Generator) -> np.ndarray:
     "A barrier along the pavement, bushes and perhaps a tree behind it."
@@ -342,7 +342,7 @@ def _garden(x: float, z: float, width: float, depth: float,   # metres
     low, high = (x + 0.4 * depth, z), (x + depth, z + width)
     return join(barrier, _scattered(bush, bushes, low, high, rng), _scattered(tree, trees, low, high, rng))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #4da0401d
+# %% ../../../nbs/data/streets/06_street.ipynb #4cf95659
 def _grove(x: float, z: float, width: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "Trees and bushes behind a barrier."
     barrier = placed(_barrier(width, rng), x + 0.15, _PAVED, z)
@@ -350,7 +350,7 @@ def _grove(x: float, z: float, width: float, rng: np.random.Generator) -> np.nda
     return join(barrier, _scattered(tree, trees, (x + 2, z), (x + 18, z + width), rng),
                 _scattered(bush, bushes, (x + 1.5, z), (x + 12, z + width), rng))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #bf1694de
+# %% ../../../nbs/data/streets/06_street.ipynb #731dab78
 def plots(style: Style, side: Side, start: float, end: float,   # metres
           rng: np.random.Generator) -> np.ndarray:
     "Houses, gardens and groves of one block."
@@ -371,7 +371,7 @@ def plots(style: Style, side: Side, start: float, end: float,   # metres
         z += width + rng.uniform(*style.gap)
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #11cfde7e
+# %% ../../../nbs/data/streets/06_street.ipynb #a12f41e3
 def side_street_houses(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
     "Houses that face the side streets."
     parts = []
@@ -385,7 +385,7 @@ def side_street_houses(plan: Plan, side: Side, rng: np.random.Generator) -> np.n
                 x += width + rng.uniform(0, 5)
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #45af2ed9
+# %% ../../../nbs/data/streets/06_street.ipynb #86247400
 def _tree_line(first, last,   # x and z of both ends, metres
                rng: np.random.Generator) -> np.ndarray:
     "The outline of far trees."
@@ -397,7 +397,7 @@ def _tree_line(first, last,   # x and z of both ends, metres
     corners = np.stack([lower[:-1], lower[1:], upper[1:], upper[:-1]], 1)
     return quads(corners, Paint((0.045, 0.065, 0.03), VEGETATION))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #913b8426
+# %% ../../../nbs/data/streets/06_street.ipynb #181f4dca
 def backdrop(rng: np.random.Generator) -> np.ndarray:
     "What closes the view."
     parts, x = [], -75.0
@@ -409,14 +409,14 @@ def backdrop(rng: np.random.Generator) -> np.ndarray:
     parts += [_tree_line(a, b, rng) for a, b in zip(corners[:-1], corners[1:])]
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #6ed0b06e
+# %% ../../../nbs/data/streets/06_street.ipynb #080c4d8e
 def _along(plan: Plan, first: float, step: float,   # metres
            margin: float) -> np.ndarray:            # metres from side streets
     "Places along the street, side streets left out."
     places = np.arange(first, LENGTH, step)
     return np.array([z for z in places if not plan.near_junction(z, margin)])
 
-# %% ../../../nbs/data/streets/06_street.ipynb #41f6504a
+# %% ../../../nbs/data/streets/06_street.ipynb #52a28fcb
 def kerb_row(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
     "Lamp posts, signs, bollards and street furniture of one side."
     x, parts = side.kerb + 0.5, []
@@ -430,7 +430,7 @@ def kerb_row(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
         parts += [placed(bollard(rng), x - 0.1, _PAVED, z) for z in _along(plan, 0, 2.2, 0)]
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #5663e163
+# %% ../../../nbs/data/streets/06_street.ipynb #16ba0e2b
 def tree_row(plan: Plan, style: Style, side: Side, rng: np.random.Generator) -> np.ndarray:
     "A row of trees of one kind along the kerb."
     if rng.random() > style.trees:
@@ -440,7 +440,7 @@ def tree_row(plan: Plan, style: Style, side: Side, rng: np.random.Generator) -> 
     places = _along(plan, rng.uniform(0, 12), rng.uniform(7, 13), 3)
     return join(*[placed(tree(rng, kind), x, _PAVED, z + rng.uniform(-1, 1)) for z in places])
 
-# %% ../../../nbs/data/streets/06_street.ipynb #102ea4ce
+# %% ../../../nbs/data/streets/06_street.ipynb #45a57a80
 def signals(plan: Plan, side: Side, lit: int, rng: np.random.Generator) -> np.ndarray:
     "Traffic lights of one side."
     parts = []
@@ -452,7 +452,7 @@ def signals(plan: Plan, side: Side, lit: int, rng: np.random.Generator) -> np.nd
                 parts.append(placed(traffic_light(rng, lit), side.kerb + 0.45, _PAVED, place))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #54675e09
+# %% ../../../nbs/data/streets/06_street.ipynb #b5245134
 def median_row(plan: Plan, rng: np.random.Generator) -> np.ndarray:
     "What grows between the directions."
     kind, parts = rng.integers(4), []
@@ -463,7 +463,7 @@ def median_row(plan: Plan, rng: np.random.Generator) -> np.ndarray:
         parts.append(placed(plant, 0, _PAVED, z))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #86b9e784
+# %% ../../../nbs/data/streets/06_street.ipynb #aa8b7ca0
 def _parked_vehicle(style: Style, rng: np.random.Generator,
                     ) -> tuple[np.ndarray, float]:   # vertices, room along the street in metres
     "Something that is parked."
@@ -475,7 +475,7 @@ def _parked_vehicle(style: Style, rng: np.random.Generator,
         return join(*pair), 3.5
     return car(rng), 5.6
 
-# %% ../../../nbs/data/streets/06_street.ipynb #48cfa81e
+# %% ../../../nbs/data/streets/06_street.ipynb #e9a99616
 def parked(plan: Plan, style: Style, side: Side,
            turned: bool,   # whether they look at us
            rng: np.random.Generator) -> np.ndarray:
@@ -495,7 +495,7 @@ def parked(plan: Plan, style: Style, side: Side,
         z += room + rng.exponential(0.6)
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #cf6e25aa
+# %% ../../../nbs/data/streets/06_street.ipynb #19007bf1
 def parked_cycles(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
     "Groups of parked bicycles, and single motorcycles."
     parts = []
@@ -509,7 +509,7 @@ def parked_cycles(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarra
             parts.append(placed(thing(rng), side.front - 1.0, _PAVED, place, yaw=turn))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #e6d175e7
+# %% ../../../nbs/data/streets/06_street.ipynb #f46adc84
 def walkers(plan: Plan, style: Style, side: Side, rng: np.random.Generator) -> np.ndarray:
     "People on one pavement."
     parts, low, high = [], side.kerb + side.verge + 0.3, side.front - 0.3
@@ -522,7 +522,7 @@ def walkers(plan: Plan, style: Style, side: Side, rng: np.random.Generator) -> n
             parts.append(placed(person(rng), beside, _PAVED, z + rng.normal(0, 0.2), yaw=turn))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #bb99c31c
+# %% ../../../nbs/data/streets/06_street.ipynb #0c94f013
 def crossing_people(plan: Plan, style: Style, side: Side, rng: np.random.Generator) -> np.ndarray:
     "People who cross the road or wait to do so."
     parts = []
@@ -536,7 +536,7 @@ def crossing_people(plan: Plan, style: Style, side: Side, rng: np.random.Generat
             parts.append(placed(person(rng), x, y, place, yaw=yaw))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #beda478f
+# %% ../../../nbs/data/streets/06_street.ipynb #4934f4cf
 def _moving_vehicle(style: Style, rng: np.random.Generator,
                     ) -> tuple[np.ndarray, float]:   # vertices, length in metres
     "Something that drives."
@@ -547,7 +547,7 @@ def _moving_vehicle(style: Style, rng: np.random.Generator,
         return motorcyclist(rng), 2.5
     return car(rng), 5.0
 
-# %% ../../../nbs/data/streets/06_street.ipynb #0b9a836e
+# %% ../../../nbs/data/streets/06_street.ipynb #905964cb
 def lane_traffic(style: Style,
                  x: float,                    # of the lane, metres
                  first: float, last: float,   # z where it begins and ends, metres
@@ -563,7 +563,7 @@ def lane_traffic(style: Style,
         z += length + 4 + rng.exponential(mean_gap)
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #60210344
+# %% ../../../nbs/data/streets/06_street.ipynb #0a371598
 def cyclists(side: Side, oncoming: bool, rng: np.random.Generator) -> np.ndarray:
     "Cyclists of one direction."
     parts = []
@@ -574,7 +574,7 @@ def cyclists(side: Side, oncoming: bool, rng: np.random.Generator) -> np.ndarray
         parts.append(placed(cyclist(rng), x, 0, z, yaw=yaw, speed=speed))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #552a579f
+# %% ../../../nbs/data/streets/06_street.ipynb #ade8fdec
 def trams(own_lane: int, rng: np.random.Generator) -> tuple[np.ndarray, bool, bool]:
     "Trams, and whether there is one on our track and on the other."
     parts, ahead, towards = [], rng.random() < 0.5, rng.random() < 0.8
@@ -586,7 +586,7 @@ def trams(own_lane: int, rng: np.random.Generator) -> tuple[np.ndarray, bool, bo
         parts.append(placed(tram(rng), TRACK, 0, z, speed=rng.uniform(0.9, 1.0)))
     return join(*parts), ahead, towards
 
-# %% ../../../nbs/data/streets/06_street.ipynb #a8000c67
+# %% ../../../nbs/data/streets/06_street.ipynb #297af21a
 def waiting(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
     "Cars that wait in the side streets or are parked there."
     parts = []
@@ -599,7 +599,7 @@ def waiting(plan: Plan, side: Side, rng: np.random.Generator) -> np.ndarray:
                 parts.append(placed(car(rng), x, 0, z - half + 1.1, yaw=np.pi / 2))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #865f3496
+# %% ../../../nbs/data/streets/06_street.ipynb #0c928d37
 def buildings(plan: Plan, style: Style, side: Side, seed: int, name: str) -> np.ndarray:
     "The plots of all blocks and the houses in the side streets."
     parts = []
@@ -609,7 +609,7 @@ def buildings(plan: Plan, style: Style, side: Side, seed: int, name: str) -> np.
     rng = numpy_stream(seed, 'street', name, 'corners')
     return join(*parts, side_street_houses(plan, side, rng))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #3532aef1
+# %% ../../../nbs/data/streets/06_street.ipynb #2def795f
 def still_side(plan: Plan, style: Style, side: Side, paints: Ground, seed: int,
                name: str,   # 'right' or 'left'
                ) -> np.ndarray:
@@ -620,14 +620,15 @@ def still_side(plan: Plan, style: Style, side: Side, paints: Ground, seed: int,
     zebra, lit, paved = numpy_stream(seed, 'street', 'crossings').integers((2, 3, 2)).tolist()
     return join(
         side_ground(plan, side, bool(paved), paints),
-        side_marks(plan, side, bool(zebra), paints.mark), buildings(plan, style, side, seed, name), kerb_row(plan, side, stream('posts')),
+        side_marks(plan, side, bool(zebra), paints.mark),
+        buildings(plan, style, side, seed, name), kerb_row(plan, side, stream('posts')),
         tree_row(plan, style, side, stream('trees')), signals(plan, side, lit, stream('signals')),
         parked(plan, style, side, name == 'left', stream('parked')),
         parked_cycles(plan, side, stream('cycles')), waiting(plan, side, stream('waiting')),
         walkers(plan, style, side, stream('walkers')),
         crossing_people(plan, style, side, stream('crossing')))
 
-# %% ../../../nbs/data/streets/06_street.ipynb #42a55d0d
+# %% ../../../nbs/data/streets/06_street.ipynb #6ae5a22a
 def traffic(plan: Plan, own_lane: int, rng: np.random.Generator) -> np.ndarray:
     "All moving vehicles."
     on_rails, ahead, towards = trams(own_lane, rng) if plan.rails else (join(), False, False)
@@ -644,7 +645,7 @@ def traffic(plan: Plan, own_lane: int, rng: np.random.Generator) -> np.ndarray:
         parts.append(lane_traffic(plan.style, x, first, last, speed, rng))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #81ee3af4
+# %% ../../../nbs/data/streets/06_street.ipynb #b2066310
 @dataclass(frozen=True)
 class Street:
     "One street and what a camera has to know to drive through it."
