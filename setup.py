@@ -44,7 +44,7 @@ setup(
     package_data={cfg['lib_name']: ['presets/*.toml']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={'dev': cfg['dev_requirements'].split(), 'tensorboard': cfg['tensorboard_requirements'].split()},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'tensorboard', 'streets')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     cmdclass={'build_py': BuildWithNotebooks},
     zip_safe=False,

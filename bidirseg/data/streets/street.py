@@ -9,8 +9,9 @@ __all__ = ['STYLES', 'LENGTH', 'BEHIND', 'OUTSIDE', 'TRACK', 'Style', 'Side', 'P
            'crossing_people', 'lane_traffic', 'cyclists', 'trams', 'waiting', 'buildings', 'still_side', 'traffic',
            'Street', 'build_street']
 
-# %% ../../../nbs/data/streets/06_street.ipynb #bbafd438
+# %% ../../../nbs/data/streets/06_street.ipynb #dc673096
 from dataclasses import dataclass
+import functools
 
 import numpy as np
 
@@ -645,7 +646,7 @@ def traffic(plan: Plan, own_lane: int, rng: np.random.Generator) -> np.ndarray:
         parts.append(lane_traffic(plan.style, x, first, last, speed, rng))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #b2066310
+# %% ../../../nbs/data/streets/06_street.ipynb #21afa8a4
 @dataclass(frozen=True)
 class Street:
     "One street and what a camera has to know to drive through it."
@@ -653,6 +654,7 @@ class Street:
     plan: Plan
     lane_x: float   # where the camera drives, metres to the right of the middle
 
+@functools.lru_cache(4)
 def build_street(seed: int) -> Street:
     "The street of a seed."
     def stream(group):
@@ -666,4 +668,5 @@ def build_street(seed: int) -> Street:
     vertices = join(
         plain(paints), right, mirrored(left), tracks, median_row(plan, stream('median')),
         backdrop(stream('backdrop')), traffic(plan, own_lane, stream('traffic')))
+    vertices.setflags(write=False)   # it is shared
     return Street(vertices, plan, plan.right.lane_middle(own_lane))
