@@ -95,8 +95,8 @@ def test_the_folder_is_a_data_set(drawn, capsys, tmp_path):
 def test_every_class_occurs():
     seen = set()
     for seed, frame in COVER:
-        with Drive(seed, 128, 256) as drive:
-            seen |= set(np.unique(drive.labels(frame)).tolist())
+        drive = Drive(seed, 128, 256)
+        seen |= set(np.unique(drive.labels(frame)).tolist())
     assert seen == {*range(19), 255}
 
 

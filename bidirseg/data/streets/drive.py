@@ -97,33 +97,21 @@ def _check_size(height: int, width: int):
         raise InputError(f"size {height} x {width}", "from 16 x 16 to 4096 x 4096 (height x width)",
                          "ask for another size, such as 256 x 512")
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #e1879ad5
+# %% ../../../nbs/data/streets/07_drive.ipynb #9561ca91
 class Drive:
     "The frames of one drive through the street of a seed."
     def __init__(self, seed: int,
                  height: int = 256, width: int = 512,   # pixels
-                 supersample: int = 2,                  # pixels drawn along each side of one
                  **settings):                           # fields of `StreetSettings`, or drawn
         _check_size(height, width)
         self.seed, self.settings = int(seed), street_settings(int(seed), **settings)
-        self.renderer, self.small = Renderer(height, width, supersample), Renderer(64, 128, 1)
+        self.renderer, self.small = Renderer(height, width), Renderer(64, 128, 1)
         street = build_street(self.seed)
         self.course = street.plan.course
         self.places = _draw_places(self.seed, self.settings, self.course, street.lane_x)
         self.mesh = MeshBuffer(street.vertices)
         self.free = []       # numbers of the places that are not blocked
         self.looked_at = 0   # how many places are known
-
-    def __enter__(self): return self
-    def __exit__(self, *error): self.release()
-
-# %% ../../../nbs/data/streets/07_drive.ipynb #96078ac5
-@patch
-def release(self: Drive):
-    "Give OpenGL's memory back."
-    self.mesh.release()
-    self.renderer.release()
-    self.small.release()
 
 # %% ../../../nbs/data/streets/07_drive.ipynb #5fd21838
 @patch
@@ -145,12 +133,6 @@ def place_of(self: Drive, frame: int) -> Place:
         raise InputError(f"frame {frame} of street {self.seed}, whose drive has {len(self.free)}",
                          "the number of a frame, from 0", "take a lower number or another seed")
     return self.places[self.free[frame]]
-
-# %% ../../../nbs/data/streets/07_drive.ipynb #e4c404a9
-@patch
-def __len__(self: Drive):
-    self.has_frame(PLACES)
-    return len(self.free)
 
 # %% ../../../nbs/data/streets/07_drive.ipynb #70b2a93a
 @patch
@@ -176,15 +158,15 @@ def frame(self: Drive, number: int) -> tuple[np.ndarray, np.ndarray]:   # (h, w,
     "Picture and labels of a frame."
     return self.image(number), self.labels(number)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #ceaa731f
+# %% ../../../nbs/data/streets/07_drive.ipynb #6881d05b
 def draw_street(seed: int,                             # any integer; each gives another street
                 frame: int = 0,                        # of the drive through it, from 0
                 height: int = 256, width: int = 512,   # pixels
                 **settings,                            # fields of `StreetSettings`, or drawn
                 ) -> tuple[np.ndarray, np.ndarray]:    # RGB (h, w, 3) and train ids (h, w), uint8
     "A rendered street and its labels. For many frames of one street, a `Drive` is faster."
-    with Drive(seed, height, width, **settings) as drive:
-        return drive.frame(frame)
+    drive = Drive(seed, height, width, **settings)
+    return drive.frame(frame)
 
 # %% ../../../nbs/data/streets/07_drive.ipynb #02cf8914
 def _paths(out: Path, seed: int, frame: int) -> tuple[Path, Path]:
@@ -201,7 +183,7 @@ def _save_frame(out: Path, seed: int, frame: int, image: np.ndarray, labels: np.
     with atomic_path(labels_path) as tmp:
         Image.fromarray(labels).save(tmp, optimize=True)
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #e9ef6279
+# %% ../../../nbs/data/streets/07_drive.ipynb #655f7c20
 def _draw_sequence(out: Path, seed: int, frames: int,
                    options: dict,   # of `Drive`
                    ) -> Iterator[int]:
@@ -211,12 +193,12 @@ def _draw_sequence(out: Path, seed: int, frames: int,
     yield from (number for number in wanted if number not in missing)
     if not missing:
         return
-    with Drive(seed, **options) as drive:
-        for number in missing:
-            if not drive.has_frame(number):
-                return
-            _save_frame(out, seed, number, *drive.frame(number))
-            yield number
+    drive = Drive(seed, **options)
+    for number in missing:
+        if not drive.has_frame(number):
+            return
+        _save_frame(out, seed, number, *drive.frame(number))
+        yield number
 
 # %% ../../../nbs/data/streets/07_drive.ipynb #274cd927
 def _check_same(out: Path, asked: dict):

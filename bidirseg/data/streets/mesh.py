@@ -10,23 +10,21 @@ __all__ = ['ROAD', 'SIDEWALK', 'BUILDING', 'WALL', 'FENCE', 'POLE', 'LIGHT', 'SI
            'join', 'fan', 'smooth_normals', 'grid', 'unit_circle', 'rings', 'tube', 'ball', 'disc', 'placed',
            'mirrored', 'both_sides']
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #d139e9be
+# %% ../../../nbs/data/streets/00_mesh.ipynb #2d7c5f65
 from typing import NamedTuple
 import functools
 
 import numpy as np
 
-from ..labels import IGNORE
-
-# %% ../../../nbs/data/streets/00_mesh.ipynb #202232d6
+# %% ../../../nbs/data/streets/00_mesh.ipynb #7ae66d18
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN,
  SKY, PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE) = range(19)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #20f29484
+# %% ../../../nbs/data/streets/00_mesh.ipynb #8f957ea0
 (PLAIN, ASPHALT, PAVING, FACADE, GRASS, MASONRY, PAINT, GLASS, LAMP, LEAF, BARS, SPOKES) = range(12)
 FIRST_CUT_OUT = LEAF   # from here on materials have holes
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #8ed70c34
+# %% ../../../nbs/data/streets/00_mesh.ipynb #2bc32515
 class Paint(NamedTuple):
     "What a surface is and looks like."
     color: tuple          # RGB in [0, 1]: the share of the light that it reflects
@@ -34,7 +32,7 @@ class Paint(NamedTuple):
     material: int = PLAIN
     seed: float = 0.0     # varies the pattern of the material, such as the windows of a facade
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #e526e7e6
+# %% ../../../nbs/data/streets/00_mesh.ipynb #b6e6f61f
 def shade(color,          # RGB in [0, 1]
           light: float,   # 1 keeps it
           ) -> tuple:     # RGB
@@ -45,7 +43,7 @@ def grey(light: float) -> tuple:   # RGB
     "A colour without any."
     return (light, light, light)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #11709a5e
+# %% ../../../nbs/data/streets/00_mesh.ipynb #ad5ee848
 VERTEX = np.dtype([
     ('position', 'f4', 3),   # x, y, z: metres
     ('normal', 'f4', 3),     # unit vector that points out of the surface
@@ -57,7 +55,7 @@ VERTEX = np.dtype([
     ('label', 'f4'),         # train id
 ])
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #eab7133d
+# %% ../../../nbs/data/streets/00_mesh.ipynb #514f6209
 def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:   # (..., 3) each
     "Cross products; for small arrays several times as fast as numpy's."
     a, b, c = first[..., 0], first[..., 1], first[..., 2]
@@ -68,7 +66,7 @@ def cross(first: np.ndarray, second: np.ndarray) -> np.ndarray:   # (..., 3) eac
     product[..., 2] = a * y - b * x
     return product
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #5df73479
+# %% ../../../nbs/data/streets/00_mesh.ipynb #3923290c
 def lengths(vectors: np.ndarray) -> np.ndarray:   # (..., 3) -> (...)
     "The length of each vector."
     return np.sqrt(np.einsum('...i,...i', vectors, vectors))
@@ -77,14 +75,14 @@ def unit(vectors: np.ndarray) -> np.ndarray:   # (..., 3)
     "Vectors of length 1 in the same directions; what has no length stays 0."
     return vectors / np.maximum(lengths(vectors), 1e-12)[..., None]
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #40ad224b
+# %% ../../../nbs/data/streets/00_mesh.ipynb #fa0886c4
 def face_normals(corners: np.ndarray,  # (n, 4, 3) metres
                  ) -> np.ndarray:      # (n, 3) unit vectors; 0 where a face has no area
     "The direction in which each face looks."
     first, second, last = corners[:, 0], corners[:, 1], corners[:, 3]
     return unit(cross(second - first, last - first))
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #93656881
+# %% ../../../nbs/data/streets/00_mesh.ipynb #979ca961
 def face_surface(corners: np.ndarray,  # (n, 4, 3)
                  ) -> np.ndarray:      # (n, 4, 2) metres along the first and the last edge
     "Positions on the surface of each face, from its first corner."
@@ -93,7 +91,7 @@ def face_surface(corners: np.ndarray,  # (n, 4, 3)
     surface[:, 2:, 1] = lengths(corners[:, 3] - corners[:, 0])[:, None]
     return surface
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #7572837c
+# %% ../../../nbs/data/streets/00_mesh.ipynb #ac7c62b4
 def quads(corners,          # (n, 4, 3) metres, around each face
           paint: Paint,
           normals=None,     # (n, 4, 3) or (n, 1, 3); those of the faces if not given
@@ -111,7 +109,7 @@ def quads(corners,          # (n, 4, 3) metres, around each face
     vertices['label'] = paint.label
     return vertices.ravel()
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #ca18fe06
+# %% ../../../nbs/data/streets/00_mesh.ipynb #e9cca022
 def triangles(corners,          # (n, 3, 3) metres
               paint: Paint,
               normals=None,     # (n, 1, 3); those of the faces if not given
@@ -122,7 +120,7 @@ def triangles(corners,          # (n, 3, 3) metres
     surface = None if surface is None else surface[:, again]
     return quads(np.asarray(corners, np.float32)[:, again], paint, normals, surface)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #01a6da8d
+# %% ../../../nbs/data/streets/00_mesh.ipynb #55b95f6e
 _BOX_FACES = np.array([   # corners as 0 (low) or 1 (high) in x, y, z
     [(1, 0, 0), (0, 0, 0), (0, 1, 0), (1, 1, 0)],   # near, low z
     [(0, 0, 1), (1, 0, 1), (1, 1, 1), (0, 1, 1)],   # far
@@ -143,7 +141,7 @@ def box(low, high,          # two opposite corners (x, y, z), metres
         return quads(corners, paint)
     return join(quads(corners[[0, 1, 2, 3, 5]], paint), quads(corners[4:5], top))
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #ebc14d8b
+# %% ../../../nbs/data/streets/00_mesh.ipynb #9ff49ed4
 _BYTES = np.dtype(('V', VERTEX.itemsize))
 
 def join(*parts: np.ndarray) -> np.ndarray:
@@ -152,7 +150,7 @@ def join(*parts: np.ndarray) -> np.ndarray:
         return np.zeros(0, VERTEX)
     return np.concatenate([part.view(_BYTES) for part in parts]).view(VERTEX)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #eeabd264
+# %% ../../../nbs/data/streets/00_mesh.ipynb #18a9aa0a
 def fan(middle,       # (3,) metres
         rim,          # (n, 3) metres, in order
         paint: Paint,
@@ -162,7 +160,7 @@ def fan(middle,       # (3,) metres
     middles = np.broadcast_to(middle, rim[1:].shape)
     return triangles(np.stack([middles, rim[:-1], rim[1:]], 1), paint, normals, surface)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #10569ba4
+# %% ../../../nbs/data/streets/00_mesh.ipynb #808d921f
 def _grid_corners(grid: np.ndarray,  # (rows, columns, k)
                   ) -> np.ndarray:   # (rows - 1, columns - 1, 4, k)
     "The four corners of each cell of a grid."
@@ -178,7 +176,7 @@ def smooth_normals(points: np.ndarray,  # (rows, columns, 3)
     total = padded[:-1, :-1] + padded[:-1, 1:] + padded[1:, 1:] + padded[1:, :-1]
     return unit(total)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #01f08f34
+# %% ../../../nbs/data/streets/00_mesh.ipynb #db6594b9
 def grid(points,                      # (rows, columns, 3) metres
          *paints: Paint,
          which: np.ndarray | None = None,  # (rows - 1, columns - 1) the paint of each cell
@@ -198,14 +196,14 @@ def grid(points,                      # (rows, columns, 3) metres
         parts.append(quads(corners[chosen], paint, normals[chosen], places))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #196df085
+# %% ../../../nbs/data/streets/00_mesh.ipynb #40e5d025
 @functools.cache
 def unit_circle(sides: int) -> tuple[np.ndarray, np.ndarray]:   # (sides + 1,) cosine and sine
     "Points around a circle; the last one is the first."
     angles = np.linspace(0, 2 * np.pi, sides + 1)
     return np.cos(angles), np.sin(angles)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #79a4d52c
+# %% ../../../nbs/data/streets/00_mesh.ipynb #b7311ad2
 def _across(direction: np.ndarray,  # (3,)
             ) -> tuple[np.ndarray, np.ndarray]:
     "Two unit vectors at right angles to a direction; the second one as upright as can be."
@@ -214,7 +212,7 @@ def _across(direction: np.ndarray,  # (3,)
     side = unit(cross(helper, direction))
     return side, cross(direction, side)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #1c105a97
+# %% ../../../nbs/data/streets/00_mesh.ipynb #c8e20dd9
 def rings(path: np.ndarray,   # (n, 3) metres
           radii,              # one, (n,) or (n, 2) metres: along the two vectors of `_across`
           sides: int,
@@ -229,7 +227,7 @@ def rings(path: np.ndarray,   # (n, 3) metres
     along_second = radii[:, 1:, None] * sine[None, :, None] * second
     return path[:, None] + along_first + along_second
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #e0dac1b7
+# %% ../../../nbs/data/streets/00_mesh.ipynb #efc3a27a
 def tube(path, radii,       # (n, 3) and one, (n,) or (n, 2), metres
          paint: Paint,
          sides: int = 8,
@@ -245,7 +243,7 @@ def tube(path, radii,       # (n, 3) and one, (n,) or (n, 2), metres
         return body
     return join(body, fan(path[0], points[0], paint), fan(path[-1], points[-1], paint))
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #8496dac1
+# %% ../../../nbs/data/streets/00_mesh.ipynb #948dcd43
 @functools.cache
 def _sphere(sides: int, rows: int) -> np.ndarray:   # (rows + 1, sides + 1, 3)
     "Points of the unit sphere, from the top to the bottom."
@@ -254,7 +252,7 @@ def _sphere(sides: int, rows: int) -> np.ndarray:   # (rows + 1, sides + 1, 3)
     x, z = np.sin(latitude) * cosine, np.sin(latitude) * sine
     return np.stack([x, np.cos(latitude) + 0 * x, z], 2)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #edc73d64
+# %% ../../../nbs/data/streets/00_mesh.ipynb #675c6c94
 def ball(center, radii,      # (x, y, z); one radius or three, metres
          paint: Paint,
          sides: int = 8, rows: int = 5,
@@ -273,7 +271,7 @@ def ball(center, radii,      # (x, y, z); one radius or three, metres
     surface = np.stack([longitude + 0 * latitude, latitude + 0 * longitude], 2) * radii.mean()
     return grid(center + directions * distance * radii, paint, normals=directions, surface=surface)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #d28ff9ef
+# %% ../../../nbs/data/streets/00_mesh.ipynb #be1a392c
 def disc(center, radius: float,   # (x, y, z), metres
          look,                    # (x, y, z) the direction that it faces
          paint: Paint,
@@ -288,7 +286,7 @@ def disc(center, radius: float,   # (x, y, z), metres
     places = np.stack([np.zeros((sides, 2)), surface[:-1], surface[1:]], 1)
     return fan(center, rim, paint, normals, places)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #7b078d32
+# %% ../../../nbs/data/streets/00_mesh.ipynb #14feb479
 def _turned(vectors: np.ndarray,   # (n, 3)
             yaw: float,            # radians, to the right
             ) -> np.ndarray:       # (n, 3)
@@ -297,7 +295,7 @@ def _turned(vectors: np.ndarray,   # (n, 3)
     right, up, ahead = vectors.T
     return np.stack([cosine * right + sine * ahead, up, cosine * ahead - sine * right], 1)
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #88881fd6
+# %% ../../../nbs/data/streets/00_mesh.ipynb #0a3d21ad
 def placed(vertices: np.ndarray,
            x: float = 0, y: float = 0, z: float = 0,  # where its origin goes, metres
            yaw: float = 0,                            # radians, to the right
@@ -312,7 +310,7 @@ def placed(vertices: np.ndarray,
     moved['speed'] = speed
     return moved
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #9e198910
+# %% ../../../nbs/data/streets/00_mesh.ipynb #9b9b143b
 def mirrored(vertices: np.ndarray) -> np.ndarray:
     "Vertices with left and right exchanged."
     other = vertices.copy()
@@ -320,7 +318,7 @@ def mirrored(vertices: np.ndarray) -> np.ndarray:
     other['normal'][:, 0] *= -1
     return other
 
-# %% ../../../nbs/data/streets/00_mesh.ipynb #05f8ebee
+# %% ../../../nbs/data/streets/00_mesh.ipynb #a21db1a8
 def both_sides(right: np.ndarray) -> np.ndarray:
     "Vertices and their mirror image on the left."
     return join(right, mirrored(right))

@@ -6,7 +6,7 @@
 __all__ = ['NEAR', 'FAR', 'STRAIGHT', 'Camera', 'camera_matrix', 'horizon_row', 'Weather', 'sun_vector', 'light_colors',
            'sun_matrix', 'MeshBuffer', 'first_seen', 'Renderer']
 
-# %% ../../../nbs/data/streets/02_render.ipynb #5f568b83
+# %% ../../../nbs/data/streets/02_render.ipynb #876fb975
 from dataclasses import dataclass
 from typing import NamedTuple
 import os
@@ -19,7 +19,7 @@ from .mesh import FIRST_CUT_OUT, SKY, VERTEX
 from .shaders import (
     NOISE_SIZE, label_shaders, noise_texture, opengl, picture_shaders, sky_shaders)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #4c7def19
+# %% ../../../nbs/data/streets/02_render.ipynb #f3fbe449
 class Camera(NamedTuple):
     "Where the camera is and where it looks."
     position: tuple                # x, y, z: metres
@@ -36,7 +36,7 @@ class Camera(NamedTuple):
                          (-sin_yaw * sin_pitch, cos_pitch, -cos_yaw * sin_pitch),
                          (sin_yaw * cos_pitch, sin_pitch, cos_yaw * cos_pitch)])
 
-# %% ../../../nbs/data/streets/02_render.ipynb #bfc4ceef
+# %% ../../../nbs/data/streets/02_render.ipynb #550ce2dc
 NEAR, FAR = 0.3, 800.0   # metres; what is nearer or farther is not drawn
 
 def camera_matrix(camera: Camera,
@@ -54,13 +54,13 @@ def camera_matrix(camera: Camera,
     lens[3, 2] = 1
     return lens @ to_axes
 
-# %% ../../../nbs/data/streets/02_render.ipynb #1aa47d63
+# %% ../../../nbs/data/streets/02_render.ipynb #e8a871f2
 def horizon_row(camera: Camera, height: int, width: int) -> float:   # pixels from the top
     "The row of the picture on which all rays are level."
     focal = width / 2 / np.tan(np.radians(camera.field_of_view) / 2)
     return height / 2 + focal * np.tan(camera.pitch)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #5f34a624
+# %% ../../../nbs/data/streets/02_render.ipynb #de6f00ce
 @dataclass(frozen=True)
 class Weather:
     "The light, the air and the film."
@@ -74,14 +74,14 @@ class Weather:
     saturation: float = 1.0        # 0 grey .. 1 as it is
     color_cast: tuple = (1.0, 1.0, 1.0)   # how much red, green and blue the camera sees
 
-# %% ../../../nbs/data/streets/02_render.ipynb #4845e4f5
+# %% ../../../nbs/data/streets/02_render.ipynb #f04ec72c
 def sun_vector(weather: Weather) -> np.ndarray:   # (3,) unit vector to the sun
     "Where the sun stands."
     height, direction = np.radians([weather.sun_height, weather.sun_direction])
     level = np.cos(height)
     return np.array([level * np.sin(direction), np.sin(height), level * np.cos(direction)])
 
-# %% ../../../nbs/data/streets/02_render.ipynb #65f230a2
+# %% ../../../nbs/data/streets/02_render.ipynb #1ac13760
 _BLUE_SKY, _GREY_SKY = np.array([0.3, 0.55, 1.05]), np.array([1.1, 1.13, 1.17])
 
 def light_colors(weather: Weather) -> dict:   # names of the shaders -> RGB, or a number
@@ -96,7 +96,7 @@ def light_colors(weather: Weather) -> dict:   # names of the shaders -> RGB, or 
     return dict(sun_light=sun, sky_light=sky, haze_color=haze, zenith_color=zenith,
                 exposure=1.9 * weather.exposure / on_street)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #22a179cd
+# %% ../../../nbs/data/streets/02_render.ipynb #f144aea8
 _SHADOW_SIZE = 1536                          # pixels
 _SHADOW_REACH, _SHADOW_DEPTH = 55.0, 150.0   # metres from the middle: across and along the light
 
@@ -113,7 +113,7 @@ def sun_matrix(to_sun: np.ndarray,   # (3,) unit vector
     matrix[:3, :3], matrix[:3, 3] = rows, -rows @ middle
     return matrix
 
-# %% ../../../nbs/data/streets/02_render.ipynb #3034b12a
+# %% ../../../nbs/data/streets/02_render.ipynb #72661aaa
 _programs = {}   # (process id, name) -> program
 
 def _program(name):
@@ -128,7 +128,7 @@ def _program(name):
         _programs[key] = opengl().program(**shaders)
     return _programs[key]
 
-# %% ../../../nbs/data/streets/02_render.ipynb #62798c17
+# %% ../../../nbs/data/streets/02_render.ipynb #833ea0ef
 def _set(program, **values):
     "Set those of the values that a program uses; numbers, vectors or matrices."
     for name, value in values.items():
@@ -139,7 +139,7 @@ def _set(program, **values):
         else:
             program[name].write(np.asarray(value, np.float32).T.tobytes())
 
-# %% ../../../nbs/data/streets/02_render.ipynb #e4973797
+# %% ../../../nbs/data/streets/02_render.ipynb #d1979904
 def _vertex_layout(program) -> tuple[str, list[str]]:
     "How moderngl shall read a vertex for a program: its format and the names of the fields."
     layout, names = [], []
@@ -152,7 +152,7 @@ def _vertex_layout(program) -> tuple[str, list[str]]:
             layout.append(f'{dtype.itemsize}x')
     return ' '.join(layout), names
 
-# %% ../../../nbs/data/streets/02_render.ipynb #f6b1c706
+# %% ../../../nbs/data/streets/02_render.ipynb #ebfceba3
 _TRIANGLES = np.array([0, 1, 2, 0, 2, 3], np.uint32)   # the corners of the two halves of a face
 
 class MeshBuffer:
@@ -171,7 +171,7 @@ class MeshBuffer:
         self.reach = reach[order]   # of each face, metres
         self.arrays = {}            # program's name -> vertex array
 
-# %% ../../../nbs/data/streets/02_render.ipynb #b1d1eb55
+# %% ../../../nbs/data/streets/02_render.ipynb #c02f7494
 @patch
 def pieces(self: MeshBuffer, material: int,
            start: float, end: float,        # z, metres
@@ -185,13 +185,13 @@ def pieces(self: MeshBuffer, material: int,
     found = [(0, still), (low, high)]
     return [(int(6 * (first + a)), int(6 * (b - a))) for a, b in found if b > a]
 
-# %% ../../../nbs/data/streets/02_render.ipynb #430bd1fb
+# %% ../../../nbs/data/streets/02_render.ipynb #817d1492
 def first_seen(camera: Camera) -> float:   # metres
     "The z from which on things can be in the picture."
     turned = np.abs(camera.yaw) + np.radians(camera.field_of_view) / 2
     return camera.position[2] if turned < np.radians(80) else -np.inf
 
-# %% ../../../nbs/data/streets/02_render.ipynb #90ac65b3
+# %% ../../../nbs/data/streets/02_render.ipynb #3d6856ab
 @patch
 def draw(self: MeshBuffer,
          name,            # of a program
@@ -211,7 +211,7 @@ def draw(self: MeshBuffer,
     for first, count in pieces:
         self.arrays[name].render(vertices=count, first=first)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #9a138432
+# %% ../../../nbs/data/streets/02_render.ipynb #c6b49c62
 @patch
 def draw_labels(self: MeshBuffer,
                 filled: float,              # 1: fences and wheels count as solid
@@ -223,17 +223,7 @@ def draw_labels(self: MeshBuffer,
     self.draw('label_solid', solid, start, end, **values)
     self.draw('label_cut_out', cut_out, start, end, filled=filled, **values)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #4db36d2a
-@patch
-def release(self: MeshBuffer):
-    "Give OpenGL's memory back."
-    for array in self.arrays.values():
-        array.release()
-    self.buffer.release()
-    self.indices.release()
-    self.arrays = {}
-
-# %% ../../../nbs/data/streets/02_render.ipynb #0b080ccc
+# %% ../../../nbs/data/streets/02_render.ipynb #06981509
 class Renderer:
     "Draws label maps and pictures of one size."
     def __init__(self, height: int, width: int,   # pixels
@@ -254,7 +244,7 @@ class Renderer:
         self.corners = context.buffer(np.array([(-1, -1), (3, -1), (-1, 3)], np.float32).tobytes())
         self.sky = context.vertex_array(_program('sky'), [(self.corners, '2f', 'corner')])
 
-# %% ../../../nbs/data/streets/02_render.ipynb #7de2dd6c
+# %% ../../../nbs/data/streets/02_render.ipynb #bcb913c0
 STRAIGHT = (0.0, 1.0, 0.0, 1.0)   # the course of a street without bends
 
 @patch
@@ -278,7 +268,7 @@ def labels(self: Renderer, mesh: MeshBuffer, camera: Camera,
     labels[below[:, None] & (labels == SKY)] = IGNORE
     return labels
 
-# %% ../../../nbs/data/streets/02_render.ipynb #ed2abdf7
+# %% ../../../nbs/data/streets/02_render.ipynb #0d24c04e
 @patch
 def draw_shadow(self: Renderer, mesh: MeshBuffer,
                 middle: float,   # of the map: z, metres
@@ -292,7 +282,7 @@ def draw_shadow(self: Renderer, mesh: MeshBuffer,
     around = 1.4 * _SHADOW_REACH
     mesh.draw_labels(0.0, middle - around, middle + around, **values)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #b0e2c8e7
+# %% ../../../nbs/data/streets/02_render.ipynb #19e5a1df
 @patch
 def draw_materials(self: Renderer, mesh: MeshBuffer, start: float, **values):   # z, metres
     "Depth first, then the colour of what is nearest, material by material."
@@ -307,7 +297,7 @@ def draw_materials(self: Renderer, mesh: MeshBuffer, start: float, **values):   
         mesh.draw(material, [material], start, np.inf, **values)
     context.depth_func = '<'
 
-# %% ../../../nbs/data/streets/02_render.ipynb #1be392f5
+# %% ../../../nbs/data/streets/02_render.ipynb #d0eb757e
 @patch
 def draw_sky(self: Renderer, camera: Camera, **values):
     "The sky, where nothing else was drawn."
@@ -317,7 +307,7 @@ def draw_sky(self: Renderer, camera: Camera, **values):
     _set(_program('sky'), rays=np.linalg.inv(centered), **values)
     self.sky.render(vertices=3)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #34954db8
+# %% ../../../nbs/data/streets/02_render.ipynb #eb75094a
 @patch
 def averaged(self: Renderer) -> np.ndarray:   # (h, w, 3) uint8
     "The picture as it was drawn, each block of pixels averaged to one."
@@ -329,7 +319,7 @@ def averaged(self: Renderer) -> np.ndarray:   # (h, w, 3) uint8
         total += pixels[row::k, column::k]
     return (total // (k * k)).astype(np.uint8)
 
-# %% ../../../nbs/data/streets/02_render.ipynb #115496a6
+# %% ../../../nbs/data/streets/02_render.ipynb #e3c551a2
 @patch
 def picture(self: Renderer, mesh: MeshBuffer, camera: Camera, weather: Weather,
             travelled: float = 0.0, course: tuple = STRAIGHT,   # metres
@@ -350,14 +340,3 @@ def picture(self: Renderer, mesh: MeshBuffer, camera: Camera, weather: Weather,
                         **moved, **light, **air)
     self.draw_sky(camera, cloudiness=weather.cloudiness, cloud_place=cloud_place, **light)
     return self.averaged()
-
-# %% ../../../nbs/data/streets/02_render.ipynb #0e3c38a8
-@patch
-def release(self: Renderer):
-    "Give OpenGL's memory back."
-    for target in (self.labels_target, self.picture_target):
-        target.color_attachments[0].release()
-        target.depth_attachment.release()
-        target.release()
-    for thing in (self.shadow_target, self.shadow_map, self.noise, self.sky, self.corners):
-        thing.release()

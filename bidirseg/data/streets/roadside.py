@@ -6,7 +6,7 @@
 __all__ = ['TREES', 'house', 'wall', 'fence', 'tree', 'bush', 'hedge', 'lamp_post', 'sign_post', 'traffic_light', 'bollard',
            'street_furniture']
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #7c7ef572
+# %% ../../../nbs/data/streets/05_roadside.ipynb #d034d282
 import numpy as np
 
 from ..labels import IGNORE
@@ -14,7 +14,7 @@ from .mesh import (
     BARS, BUILDING, FACADE, FENCE, LAMP, LEAF, LIGHT, MASONRY, PLAIN, POLE, SIGN, VEGETATION, WALL,
     Paint, ball, box, cross, disc, grey, join, quads, shade, triangles, tube, unit)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #db9abccf
+# %% ../../../nbs/data/streets/05_roadside.ipynb #b392695d
 _STOREY = 3.1   # metres
 
 def _facades(depth: float, width: float, height: float,   # metres
@@ -32,7 +32,7 @@ def _facades(depth: float, width: float, height: float,   # metres
         surfaces.append([(0, 0), (columns, 0), (columns, storeys), (0, storeys)])
     return quads(walls, paint, surface=surfaces)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #f139d1ff
+# %% ../../../nbs/data/streets/05_roadside.ipynb #f30d376b
 _TILES = [(0.2, 0.07, 0.04), (0.1, 0.045, 0.03), (0.06, 0.06, 0.065), (0.14, 0.1, 0.07)]
 
 def _gabled_roof(depth: float, width: float, height: float,   # metres
@@ -50,7 +50,7 @@ def _gabled_roof(depth: float, width: float, height: float,   # metres
     chimney = box((x, height, z), (x + 0.7, ridge + 0.8, z + 0.6), tiles)
     return join(quads(slopes, tiles), triangles(gables, plain), chimney)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #17916ae9
+# %% ../../../nbs/data/streets/05_roadside.ipynb #851cf1c2
 def _flat_roof(depth: float, width: float, height: float,   # metres
                wall: Paint, rng: np.random.Generator) -> np.ndarray:
     "A cornice, the roof and what stands on it."
@@ -64,7 +64,7 @@ def _flat_roof(depth: float, width: float, height: float,   # metres
     shed = box((x, height, z), (x + 3, top, z + 0.3 * width), Paint(grey(0.15), BUILDING))
     return join(cornice, shed)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #ee795f6a
+# %% ../../../nbs/data/streets/05_roadside.ipynb #a3a83a1c
 def _balconies(width: float, height: float,   # metres
                wall: Paint, rng: np.random.Generator) -> np.ndarray:
     "Balconies, one above the other."
@@ -77,7 +77,7 @@ def _balconies(width: float, height: float,   # metres
         parts.append(box((-deep, floor, start), (-deep + 0.08, floor + 0.95, end), rail))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #3f478f6a
+# %% ../../../nbs/data/streets/05_roadside.ipynb #a0057760
 def _bay_window(width: float, height: float,   # metres
                 wall: Paint, rng: np.random.Generator) -> np.ndarray:
     "A box with windows from the first floor upwards."
@@ -90,7 +90,7 @@ def _bay_window(width: float, height: float,   # metres
     shell = box((-deep + 0.01, low, start), (0, high + 0.1, end), plain)
     return join(shell, quads([corners], wall, surface=[surface]))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #75a02764
+# %% ../../../nbs/data/streets/05_roadside.ipynb #448415c5
 def _awnings(width: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "Slanted cloths in one colour."
     color = tuple(rng.uniform(0.02, 0.35, 3)) if rng.random() < 0.6 else grey(rng.uniform(0.2, 0.4))
@@ -101,7 +101,7 @@ def _awnings(width: float, rng: np.random.Generator) -> np.ndarray:   # metres
         cloth.append([(deep, 2.4, start), (deep, 2.4, end), (deep, 2.2, end), (deep, 2.2, start)])
     return quads(cloth, Paint(color, BUILDING)) if cloth else join()
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #80f404b6
+# %% ../../../nbs/data/streets/05_roadside.ipynb #998a4c77
 _WALLS = [
     (0.5, 0.43, 0.33), (0.58, 0.54, 0.46), (0.27, 0.11, 0.07), (0.6, 0.59, 0.56), (0.3, 0.29, 0.27),
     (0.48, 0.33, 0.2), (0.36, 0.4, 0.42), (0.55, 0.45, 0.24), (0.42, 0.2, 0.14), (0.4, 0.42, 0.34),
@@ -125,7 +125,7 @@ def house(width: float,    # along the street, metres
         parts.append(_awnings(width, rng))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #2a3b85f8
+# %% ../../../nbs/data/streets/05_roadside.ipynb #0aa9a766
 _STONES = [(0.2, 0.17, 0.13), (0.24, 0.22, 0.2), (0.15, 0.07, 0.05), (0.3, 0.28, 0.25)]
 
 def wall(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
@@ -137,7 +137,7 @@ def wall(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
     return join(box((0, 0, 0), (0.3, height, length), paint),
                 box((-0.04, height, 0), (0.34, height + 0.1, length), coping))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #49da54f3
+# %% ../../../nbs/data/streets/05_roadside.ipynb #4ebf4c81
 def fence(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "A fence of bars with posts, or of planks."
     height = rng.uniform(0.9, 2.0)
@@ -153,7 +153,7 @@ def fence(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
              for z in np.arange(0, length, 2.4)]
     return join(panel, *posts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #c21ed029
+# %% ../../../nbs/data/streets/05_roadside.ipynb #3a8eb67e
 def _cards(places: np.ndarray,    # (n, 3) their middles, metres
            outwards: np.ndarray,  # (n, 3) unit vectors that they face
            half: np.ndarray,      # (n, 1) half their side, metres
@@ -164,7 +164,7 @@ def _cards(places: np.ndarray,    # (n, 3) their middles, metres
     sides = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
     return np.stack([places + a * across + b * up for a, b in sides], 1)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #df41fbba
+# %% ../../../nbs/data/streets/05_roadside.ipynb #7bd25d37
 def _leaves(middle, radii,       # of the crown, (3,) metres
             color: np.ndarray,   # RGB
             count: int,
@@ -183,7 +183,7 @@ def _leaves(middle, radii,       # of the crown, (3,) metres
     mesh['color'] = np.repeat(light[:, None] * color, 4, 0)
     return mesh
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #a0caf6fd
+# %% ../../../nbs/data/streets/05_roadside.ipynb #c06ba3ab
 def _crown(middle, radii,      # (3,) metres
            color: np.ndarray,  # RGB
            rng: np.random.Generator) -> np.ndarray:
@@ -198,7 +198,7 @@ def _crown(middle, radii,      # (3,) metres
     card = 0.4 * np.mean(radii) ** 0.5 + 0.25   # metres
     return join(*parts, _leaves(middle, radii, color, 130, card, rng))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #60c404fb
+# %% ../../../nbs/data/streets/05_roadside.ipynb #713630c0
 _GREENS = [(0.07, 0.11, 0.025), (0.05, 0.085, 0.03), (0.1, 0.13, 0.03), (0.06, 0.1, 0.045),
            (0.13, 0.12, 0.03)]
 
@@ -206,7 +206,7 @@ def _green(rng: np.random.Generator) -> np.ndarray:
     "A green of leaves, RGB."
     return np.array(_GREENS[rng.integers(len(_GREENS))]) * rng.uniform(0.6, 1.3)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #918595dc
+# %% ../../../nbs/data/streets/05_roadside.ipynb #a69926ed
 def _trunk(height: float, radius: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "The trunk of a tree."
     bark = Paint(shade((0.07, 0.055, 0.045), rng.uniform(0.6, 1.5)), VEGETATION)
@@ -214,7 +214,7 @@ def _trunk(height: float, radius: float, rng: np.random.Generator) -> np.ndarray
     path = [(0, 0, 0), (0.4 * lean[0], 0.5 * height, 0.4 * lean[1]), (lean[0], height, lean[1])]
     return tube(path, [1.3 * radius, radius, 0.6 * radius], bark, 7)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #4747fb1b
+# %% ../../../nbs/data/streets/05_roadside.ipynb #7b5cf832
 def _conifer(height: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "Cones of needles above each other."
     color, parts = 0.6 * _green(rng), [_trunk(0.3 * height, 0.15, rng)]
@@ -226,7 +226,7 @@ def _conifer(height: float, rng: np.random.Generator) -> np.ndarray:   # metres
         parts.append(_leaves(middle, radii, color, 50, 0.6, rng))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #bf8e35a8
+# %% ../../../nbs/data/streets/05_roadside.ipynb #3d847a4d
 TREES = ('round', 'tall', 'young', 'conifer')
 _TREE_SIZES = {   # height in metres, half the width as a share of the height: least and most
     'round': ((7, 13), (0.26, 0.36)), 'tall': ((9, 15), (0.13, 0.18)),
@@ -247,7 +247,7 @@ def tree(rng: np.random.Generator,
     trunk = _trunk(0.7 * height, rng.uniform(0.012, 0.02) * height, rng)
     return join(trunk, _crown((0, height - radii[1], 0), radii, _green(rng), rng))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #6243afe6
+# %% ../../../nbs/data/streets/05_roadside.ipynb #6cc661a1
 def bush(rng: np.random.Generator) -> np.ndarray:
     "A bush at the origin."
     radii = rng.uniform(0.4, 1.2) * np.array([1, rng.uniform(0.7, 1.2), 1])
@@ -257,7 +257,7 @@ def bush(rng: np.random.Generator) -> np.ndarray:
     core = ball(middle, radii * 0.85, dark, 8, 5, 0.1, rng)
     return join(core, _leaves(middle, radii, color, 40, 0.5, rng))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #dfb9cad9
+# %% ../../../nbs/data/streets/05_roadside.ipynb #6a27b43f
 def hedge(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
     "A hedge along the street."
     height, deep, color = rng.uniform(0.8, 2.0), 0.7, _green(rng)
@@ -272,7 +272,7 @@ def hedge(length: float, rng: np.random.Generator) -> np.ndarray:   # metres
     cards = _cards(places, outwards, np.full((count, 1), 0.16), rng)
     return join(core, shell, quads(cards, leaves._replace(color=shade(color, 0.9))))
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #7f5a5f4b
+# %% ../../../nbs/data/streets/05_roadside.ipynb #0f7a6358
 def lamp_post(rng: np.random.Generator) -> np.ndarray:
     "A street lamp."
     height, reach = rng.uniform(5, 9), rng.uniform(0.8, 2.2)
@@ -283,7 +283,7 @@ def lamp_post(rng: np.random.Generator) -> np.ndarray:
     lamp = ball((-reach, height + 0.22, 0), (0.38, 0.09, 0.15), Paint(grey(0.4), POLE), 7, 4)
     return join(post, arm, lamp)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #cac44b7f
+# %% ../../../nbs/data/streets/05_roadside.ipynb #458af666
 _RED, _BLUE, _YELLOW = (0.45, 0.015, 0.015), (0.015, 0.06, 0.3), (0.6, 0.4, 0.02)
 _WHITE, _BLACK = (0.6, 0.6, 0.58), (0.01, 0.01, 0.01)
 _PLATES = [   # sides, radius, colour of the plate; sides, share of the radius, colour of its picture
@@ -300,7 +300,7 @@ def _plate(y: float, rng: np.random.Generator) -> np.ndarray:   # metres
     picture = disc((0, y, -0.07), share * radius, (0, 0, -1), Paint(inner_color, SIGN), inner_sides)
     return join(back, front, picture)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #fa236e20
+# %% ../../../nbs/data/streets/05_roadside.ipynb #ad95e864
 _BOARDS = [(_BLUE, _WHITE), (_YELLOW, _BLACK), (_WHITE, _BLACK)]   # background, text
 
 def _board(y: float, large: bool, rng: np.random.Generator) -> np.ndarray:   # metres
@@ -315,7 +315,7 @@ def _board(y: float, large: bool, rng: np.random.Generator) -> np.ndarray:   # m
         lines.append(box((start, low, -0.09), (end, low + 0.26 * tall, -0.08), Paint(text, SIGN)))
     return join(plate, *lines)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #25e084d7
+# %% ../../../nbs/data/streets/05_roadside.ipynb #323be6bc
 def sign_post(rng: np.random.Generator) -> np.ndarray:
     "A post with traffic signs."
     height, large = rng.uniform(2.1, 2.9), rng.random() < 0.12
@@ -327,7 +327,7 @@ def sign_post(rng: np.random.Generator) -> np.ndarray:
         signs.append(_plate(lower, rng) if is_plate[1] else _board(lower, False, rng))
     return join(post, *signs)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #8895070d
+# %% ../../../nbs/data/streets/05_roadside.ipynb #59a2f9f8
 _LAMPS = [(0.02, 0.5, 0.15), (0.6, 0.35, 0.02), (0.6, 0.03, 0.02)]   # from below: green, amber, red
 
 def _signal(x: float, y: float, lit: int,   # metres; which lamp is on
@@ -340,7 +340,7 @@ def _signal(x: float, y: float, lit: int,   # metres; which lamp is on
         parts.append(disc((x, y + 0.17 + 0.3 * number, -0.31), 0.115, (0, 0, -1), paint, 10))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #d52f31da
+# %% ../../../nbs/data/streets/05_roadside.ipynb #ae27f287
 def traffic_light(rng: np.random.Generator,
                   lit: int,     # 0 green, 1 amber, 2 red
                   ) -> np.ndarray:
@@ -355,14 +355,14 @@ def traffic_light(rng: np.random.Generator,
         parts.append(_signal(-reach, top - 0.85, lit, case))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #e606f476
+# %% ../../../nbs/data/streets/05_roadside.ipynb #3c9ef03b
 def bollard(rng: np.random.Generator) -> np.ndarray:
     "A post that keeps cars off the pavement."
     paint = Paint(grey(rng.uniform(0.02, 0.25)), POLE)
     height = rng.uniform(0.7, 1.0)
     return tube([(0, 0, 0), (0, height, 0), (0, height + 0.05, 0)], [0.06, 0.055, 0.0], paint, 7)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #788c9673
+# %% ../../../nbs/data/streets/05_roadside.ipynb #d17016cb
 def _bench(paint: Paint) -> np.ndarray:
     "A bench of 1.6 m."
     seat = box((0, 0.4, -0.8), (0.45, 0.46, 0.8), paint)
@@ -370,7 +370,7 @@ def _bench(paint: Paint) -> np.ndarray:
     legs = [box((0.1, 0, z), (0.4, 0.4, z + 0.06), paint) for z in (-0.7, 0.64)]
     return join(seat, back, *legs)
 
-# %% ../../../nbs/data/streets/05_roadside.ipynb #4e4b4f45
+# %% ../../../nbs/data/streets/05_roadside.ipynb #911ccb84
 def street_furniture(rng: np.random.Generator) -> np.ndarray:
     "A bin, a bench, a cabinet or an advertising column: not a class, so ignored."
     kind = rng.integers(4)

@@ -29,7 +29,7 @@ def _import_moderngl():
         raise InputError('no package moderngl', 'moderngl, which draws streets', _PACKAGE) from None
     return moderngl
 
-# %% ../../../nbs/data/streets/01_shaders.ipynb #8b2c420d
+# %% ../../../nbs/data/streets/01_shaders.ipynb #c515d69f
 _contexts = {}   # process id -> context
 
 def opengl():
@@ -42,6 +42,7 @@ def opengl():
         except Exception as error:   # each driver has errors of its own
             seen = f'OpenGL does not start: {type(error).__name__}: {error}'
             raise InputError(seen, 'OpenGL 3.3 through EGL; software is enough', _SYSTEM) from None
+        context.gc_mode = 'auto'   # what Python forgets, OpenGL releases
         _contexts[os.getpid()] = context
     return _contexts[os.getpid()]
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['body', 'wheel', 'car', 'truck', 'bus', 'tram', 'bicycle', 'motorcycle']
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #d3eb8a6a
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #8e5ad1f9
 import numpy as np
 
 from .mesh import (
     ASPHALT, BICYCLE, BUS, CAR, GLASS, LAMP, MOTORCYCLE, PAINT, PLAIN, ROAD, SPOKES, TRAIN, TRUCK,
     Paint, ball, both_sides, box, disc, fan, grey, grid, join, placed, quads, shade, tube)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #560f3a34
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #3332873f
 def _section(width: float,      # metres
              sill: float,       # height of the lower edge, metres
              belt: float,       # height of the lower edge of the windows, metres
@@ -29,7 +29,7 @@ def _section(width: float,      # metres
     left = [(-x, y) for x, y in right[-2::-1]]
     return np.array(right + left)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #ad450adb
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #8c4a8154
 _SIDE, _TOP = [3, 8], [5, 6]                           # columns of the grid
 _PARTS = {'body': [], 'windows': _SIDE, 'screen': _TOP}   # where each part has glass
 
@@ -51,7 +51,7 @@ def body(stations: list[tuple],  # (z, width, sill, belt, roof), metres, from th
     ends = [fan(outline.mean(0), outline, paint) for outline in outlines]
     return join(grid(points, paint, glass, which=which), *ends)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #21fd2b6d
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #8a48cb98
 _RUBBER, _STEEL = (0.015, 0.015, 0.016), (0.25, 0.25, 0.26)
 
 def wheel(radius: float, x: float, z: float,   # metres; x: its outer side
@@ -66,14 +66,14 @@ def wheel(radius: float, x: float, z: float,   # metres; x: its outer side
     dark = disc((x - 0.003 * side, outer, z), outer, (side, 0, 0), Paint(grey(0.01), label), 12)
     return join(tyre, rim, dark)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #924a6647
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #832afb80
 def _ground_shadow(width: float, length: float) -> np.ndarray:   # metres
     "Dark asphalt under a vehicle."
     half, end, y = 0.46 * width, 0.47 * length, 0.02
     corners = [(-half, y, -end), (-half, y, end), (half, y, end), (half, y, -end)]
     return quads([corners], Paint((0.012, 0.012, 0.013), ROAD, ASPHALT))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #5c951bc5
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #8f34214c
 _SHAPES = {
     'saloon': [
         (-0.50, 0.86, 0.60, 0.60), (-0.47, 0.96, 0.94, 0.94), (-0.34, 1.00, 1.00, 1.00),
@@ -98,7 +98,7 @@ _SHAPES = {
 }
 _CAR_PARTS = ['body', 'body', 'screen', 'windows', 'body', 'windows', 'screen', 'body', 'body']
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #6712d2e3
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #7c07b664
 _CAR_SIZES = {   # length, roof height (least and most), belt height: metres
     'saloon': ((4.4, 5.0), (1.38, 1.48), 0.92), 'hatchback': ((3.6, 4.3), (1.40, 1.55), 0.93),
     'estate': ((4.3, 4.9), (1.42, 1.75), 0.98), 'van': ((4.7, 5.9), (1.90, 2.50), 1.12)}
@@ -109,7 +109,7 @@ _CAR_COLORS = [
 _CAR_CHANCES = [0.2, 0.18, 0.14, 0.13, 0.08, 0.08, 0.07, 0.04, 0.03, 0.02, 0.015, 0.015]
 _DARK_GLASS = (0.012, 0.015, 0.018)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #806ff4bc
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #a290c3b2
 def _car_stations(shape: str,
                   length: float, width: float,   # metres
                   heights: list[float],          # of sill, belt and roof, metres
@@ -121,7 +121,7 @@ def _car_stations(shape: str,
         stations.append((share * length, wide * width, heights[0], low, high))
     return stations
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #95198722
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #3973f3ff
 def _car_lamps(length: float, width: float, belt: float,   # metres
                rng: np.random.Generator) -> np.ndarray:
     "Red lamps at the back and white ones in front."
@@ -135,7 +135,7 @@ def _car_lamps(length: float, width: float, belt: float,   # metres
         box((0.52 * half, foot, back - 0.02), (0.9 * half, high, back + 0.14), red),
         box((0.48 * half, low, front - 0.1), (0.82 * half, low + 0.13, front + 0.01), white)))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #0b112164
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #ead490af
 def _car_fittings(length: float, width: float, belt: float,   # metres
                   paint: Paint) -> np.ndarray:
     "Plates, bumper, grille and mirrors."
@@ -149,7 +149,7 @@ def _car_fittings(length: float, width: float, belt: float,   # metres
         box((-0.8 * half, 0.26, back - 0.01), (0.8 * half, 0.42, back + 0.1), black),
         box((-0.4 * half, 0.53 * belt, front - 0.1), (0.4 * half, 0.65 * belt, front), black))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #ecb49c8d
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #d19762b6
 _CAR_KINDS, _CAR_KIND_CHANCES = ('saloon', 'hatchback', 'estate', 'van'), (0.22, 0.36, 0.28, 0.14)
 
 def car(rng: np.random.Generator,
@@ -169,7 +169,7 @@ def car(rng: np.random.Generator,
                 _car_lamps(length, width, belt, rng), _car_fittings(length, width, belt, paint),
                 _ground_shadow(width, length))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #385911b4
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #eb4ba2d7
 _LARGE_COLORS = [
     (0.6, 0.6, 0.58), (0.4, 0.05, 0.03), (0.55, 0.42, 0.05), (0.04, 0.1, 0.3), (0.04, 0.2, 0.1),
     (0.55, 0.2, 0.03), (0.3, 0.31, 0.33), (0.25, 0.02, 0.1), (0.5, 0.46, 0.35)]
@@ -178,13 +178,13 @@ def _large_color(rng: np.random.Generator) -> tuple:
     "One of the colours of trucks, buses and trams, RGB."
     return shade(_LARGE_COLORS[rng.integers(len(_LARGE_COLORS))], rng.uniform(0.8, 1.15))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #2c3aaed1
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #e0920219
 def _axles(places: list[float],   # z of each axle, metres
            width: float, label: int) -> np.ndarray:
     "Pairs of large wheels."
     return both_sides(join(*[wheel(0.48, width / 2 + 0.01, z, label) for z in places]))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #0fa14a1c
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #27e59644
 def _large_lamps(length: float, width: float, label: int) -> np.ndarray:
     "Tail lamps and headlights of a large vehicle."
     half, end = width / 2, length / 2
@@ -193,7 +193,7 @@ def _large_lamps(length: float, width: float, label: int) -> np.ndarray:
         box((0.75 * half, 0.75, -end - 0.03), (0.95 * half, 1.0, -end), red),
         box((0.6 * half, 0.6, end - 0.05), (0.9 * half, 0.8, end + 0.02), white)))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #f6e66b4b
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #9c6afd42
 def _cab(front: float,    # z of its front, metres
          height: float,   # metres
          rng: np.random.Generator) -> np.ndarray:
@@ -210,7 +210,7 @@ def _cab(front: float,    # z of its front, metres
     mirror = box((1.2, belt, front - 0.35), (1.42, belt + 0.6, front - 0.25), black)
     return join(shell, grille, bumper, both_sides(mirror))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #20caf80f
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #f2e063b3
 def _box_cargo(back: float, front: float, top: float,   # z, z, y: metres
                rng: np.random.Generator) -> np.ndarray:
     "A closed box with doors at its back, or a tarpaulin with straps."
@@ -226,7 +226,7 @@ def _box_cargo(back: float, front: float, top: float,   # z, z, y: metres
         straps = [both_sides(join(*straps))]
     return join(shell, *doors, *straps)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #44966430
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #deb17dae
 def _tank_cargo(back: float, front: float, top: float, rng: np.random.Generator) -> np.ndarray:
     "A tank for fluids."
     radius = min(1.15, (top - 0.9) / 2)
@@ -234,7 +234,7 @@ def _tank_cargo(back: float, front: float, top: float, rng: np.random.Generator)
     radii = radius * np.array([0.8, 1, 1, 0.8])
     return tube(path, radii, Paint(_large_color(rng), TRUCK, PAINT), 18, closed=True)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #ae5440d3
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #3e52e03c
 def _bed_cargo(back: float, front: float, top: float, rng: np.random.Generator) -> np.ndarray:
     "An open bed with crates."
     bed = box((-1.22, 1.0, back), (1.22, 1.65, front), Paint(_large_color(rng), TRUCK))
@@ -245,7 +245,7 @@ def _bed_cargo(back: float, front: float, top: float, rng: np.random.Generator) 
         crates.append(box((-half, 1.6, z), (half, height, z + rng.uniform(0.8, 1.3)), wood))
     return join(bed, *crates)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #bf68f933
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #ce9323be
 _CARGO, _CARGO_CHANCES = (_box_cargo, _tank_cargo, _bed_cargo), (0.7, 0.1, 0.2)
 
 def truck(rng: np.random.Generator) -> np.ndarray:
@@ -262,7 +262,7 @@ def truck(rng: np.random.Generator) -> np.ndarray:
         _cab(front, rng.uniform(2.4, 3.1), rng), cargo(back, front - 2.15, top, rng), chassis, bar,
         _axles(axles, 2.42, TRUCK), _large_lamps(length, 2.4, TRUCK), _ground_shadow(2.5, length))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #1e7f3072
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #6357fba3
 def _window_row(length: float, step: float,   # metres
                 section: tuple,               # width, sill, belt and roof, metres
                 ) -> tuple[list, list]:
@@ -276,7 +276,7 @@ def _window_row(length: float, step: float,   # metres
     stations += [(places[-1], *section), (length / 2, 0.95 * width, sill, belt, roof - 0.1)]
     return stations, parts + ['body']
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #881541f0
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #839ee65b
 def _end_panes(length: float, width: float,   # metres
                low: float, high: float,       # lower and upper edge in front, metres
                label: int) -> np.ndarray:
@@ -288,7 +288,7 @@ def _end_panes(length: float, width: float,   # metres
             (0.85 * half, high, -end), (-0.85 * half, high, -end)]
     return quads([windscreen, rear], glass)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #eba79b07
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #ac0f2192
 def _bus_fittings(length: float, width: float, height: float,   # metres
                   rng: np.random.Generator) -> np.ndarray:
     "Doors, the sign and sometimes an advertisement."
@@ -304,7 +304,7 @@ def _bus_fittings(length: float, width: float, height: float,   # metres
     poster = box((half - 0.04, low, start), (half, high, end), Paint(_large_color(rng), BUS, PAINT))
     return join(*doors, sign, both_sides(poster))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #54206c96
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #1f5ba526
 def bus(rng: np.random.Generator) -> np.ndarray:
     "A bus that points ahead."
     double = rng.random() < 0.15
@@ -323,7 +323,7 @@ def bus(rng: np.random.Generator) -> np.ndarray:
         _bus_fittings(length, width, floor, rng), _large_lamps(length, width, BUS),
         _axles([-0.25 * length, 0.26 * length], 2.48, BUS), _ground_shadow(width, length))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #a29da430
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #18db8f86
 def _tram_car(start: float, length: float, height: float,   # z of its back, metres
               paint: Paint) -> np.ndarray:
     "One car of a tram, open where the next one follows."
@@ -331,7 +331,7 @@ def _tram_car(start: float, length: float, height: float,   # z of its back, met
     glass = Paint(_DARK_GLASS, TRAIN, GLASS)
     return placed(body(stations, parts, paint, glass, taper=0.92), z=start + length / 2)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #d234df74
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #57d5a940
 def _tram_end(height: float, paint: Paint) -> np.ndarray:
     "The front of a tram: from z = 0 to 1.5 m."
     glass = Paint(_DARK_GLASS, TRAIN, GLASS)
@@ -343,7 +343,7 @@ def _tram_end(height: float, paint: Paint) -> np.ndarray:
     sign = box((-0.6, height - 0.45, 0.5), (0.6, height - 0.2, 0.62), amber)
     return join(nose, sign, both_sides(box((0.6, 0.7, 1.3), (0.85, 0.85, 1.5), lamp)))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #6b24d3ab
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #bffc3037
 def _tram_roof(length: float, height: float) -> np.ndarray:   # metres
     "Boxes on the roof and the pantograph."
     case, bar = Paint(grey(0.2), TRAIN), Paint(grey(0.05), TRAIN)
@@ -355,7 +355,7 @@ def _tram_roof(length: float, height: float) -> np.ndarray:   # metres
     bow = tube([(-0.8, top, middle), (0.8, top, middle)], 0.04, bar, 4)
     return join(*boxes, both_sides(arm), bow)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #36ef9d56
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #b67b6b0b
 def tram(rng: np.random.Generator) -> np.ndarray:
     "A tram of three cars that points ahead."
     paint, height = Paint(_large_color(rng), TRAIN, PAINT), rng.uniform(3.1, 3.5)
@@ -373,7 +373,7 @@ def tram(rng: np.random.Generator) -> np.ndarray:
     parts.append(box((-1.0, 0.08, 0), (1.0, 0.4, total), black))
     return placed(join(*parts), z=-total / 2)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #ca1bdc3e
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #68dd7229
 def _spoked_wheel(radius: float, thickness: float, z: float, label: int) -> np.ndarray:   # metres
     "A wheel of a bicycle or motorcycle, in the plane x = 0."
     angles = np.linspace(0, 2 * np.pi, 15)[:, None]
@@ -385,7 +385,7 @@ def _spoked_wheel(radius: float, thickness: float, z: float, label: int) -> np.n
     spokes = disc((0, radius, z), radius - thickness, (1, 0, 0), wires)
     return join(grid(points, Paint(_RUBBER, label)), spokes)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #5c670dbb
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #0016a05f
 def _bicycle_frame(paint: Paint) -> np.ndarray:
     "Frame and fork."
     hub, saddle, crank = (0, 0.34, -0.52), (0, 0.88, -0.2), (0, 0.3, -0.05)
@@ -394,7 +394,7 @@ def _bicycle_frame(paint: Paint) -> np.ndarray:
     stem = tube([head, (0, 1.08, 0.33)], 0.02, paint, 5)
     return join(*[tube(bar, 0.025, paint, 5) for bar in bars], stem)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #f2b58ac0
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #f1ff4973
 def bicycle(rng: np.random.Generator) -> np.ndarray:
     "A bicycle that points ahead, with the saddle at a height of 0.95 m."
     color, black = tuple(rng.uniform(0.02, 0.4, 3)), Paint(grey(0.02), BICYCLE)
@@ -409,7 +409,7 @@ def bicycle(rng: np.random.Generator) -> np.ndarray:
         parts.append(box((-0.18, 0.85, 0.42), (0.18, 1.08, 0.72), wicker))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #1096daa8
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #c5e9f172
 def _motorcycle_body(paint: Paint) -> np.ndarray:
     "Engine, tank, seat, fork and lamps of a motorcycle."
     black, steel = Paint(grey(0.02), MOTORCYCLE), Paint(grey(0.3), MOTORCYCLE, PAINT)
@@ -425,7 +425,7 @@ def _motorcycle_body(paint: Paint) -> np.ndarray:
         ball((0, 0.92, 0.58), (0.11, 0.11, 0.09), white, 6, 4),
         box((-0.09, 0.84, -0.98), (0.09, 0.93, -0.92), red))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #d6eb038e
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #f9509d1e
 def _scooter_body(paint: Paint) -> np.ndarray:
     "Shield, floor, seat and covers of a scooter."
     black, white = Paint(grey(0.02), MOTORCYCLE), Paint((0.6, 0.6, 0.55), MOTORCYCLE, PAINT)
@@ -439,7 +439,7 @@ def _scooter_body(paint: Paint) -> np.ndarray:
         ball((0, 1.0, 0.36), (0.1, 0.1, 0.08), white, 6, 4),
         box((-0.13, 0.55, -0.93), (0.13, 0.63, -0.87), Paint((0.3, 0.02, 0.02), MOTORCYCLE)))
 
-# %% ../../../nbs/data/streets/03_vehicles.ipynb #a50c0a88
+# %% ../../../nbs/data/streets/03_vehicles.ipynb #6b1d7d34
 def motorcycle(rng: np.random.Generator) -> np.ndarray:
     "A motorcycle or scooter that points ahead, with the seat at a height of 0.9 m."
     color = _CAR_COLORS[rng.choice(len(_CAR_COLORS), p=_CAR_CHANCES)]
