@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['int_at_least', 'make_parser', 'main']
 
-# %% ../nbs/09_command_line.ipynb #63398246
+# %% ../nbs/09_command_line.ipynb #a3631639
 import argparse
 import contextlib
 import json
@@ -32,7 +32,7 @@ from .studies.model_selection import study_checkpoints
 from .studies.published import explain
 from .studies.speed import BENCHES, bench_table
 
-# %% ../nbs/09_command_line.ipynb #b9c42517
+# %% ../nbs/09_command_line.ipynb #a1fdc063
 def int_at_least(least: int):
     "A whole number of at least `least`, for argparse."
     def read(text: str) -> int:
@@ -41,7 +41,7 @@ def int_at_least(least: int):
         return int(text)
     return read
 
-# %% ../nbs/09_command_line.ipynb #0a0a88a4
+# %% ../nbs/09_command_line.ipynb #552d0098
 def _add_preset(parser: ArgumentParser, optional: bool = False):
     "A preset and changes to it."
     choice = dict(nargs='?', default='own') if optional else {}
@@ -59,17 +59,17 @@ def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
     return dict(source=args.source, target=args.target, evaluation=args.evaluation)
 
-def _key_values(option: str, changes: list[str]) -> dict:
-    "KEY=VALUE as they were given to an option."
+def _key_values(changes: list[str], example: str) -> dict:
+    "KEY=VALUE as they were given to an option; raises `InputError` with the example."
     values = {}
     for change in changes:
         key, equals, value = change.partition('=')
         if not equals:
-            raise InputError(f"{option} {change!r}", "KEY=VALUE", f"for instance {option} slice=0:10")
+            raise InputError(f"{example.split()[0]} {change!r}", "KEY=VALUE", f"for instance {example}")
         values[key] = parse_value(value)
     return values
 
-# %% ../nbs/09_command_line.ipynb #ae7c63c0
+# %% ../nbs/09_command_line.ipynb #ab833fcd
 def _add_update(parser: ArgumentParser):
     "Whether another configuration is accepted."
     parser.add_argument('--update', action='store_true',
@@ -85,7 +85,7 @@ def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
     parser.set_defaults(command=command)
     return parser
 
-# %% ../nbs/09_command_line.ipynb #fde24a51
+# %% ../nbs/09_command_line.ipynb #179eda11
 def _add_run(commands):
     parser = commands.add_parser('run', help='run every stage of a preset that is not complete, and write the report')
     _add_preset(parser, optional=True)
@@ -105,7 +105,7 @@ def _run(args: Namespace):
     head, rows, notes = dry_run(configure(args.preset, args.set, _domains(args)), run_dir)
     print('\n'.join(notes) + '\n\n' + markdown(head, rows))
 
-# %% ../nbs/09_command_line.ipynb #c4877f93
+# %% ../nbs/09_command_line.ipynb #034e70e8
 def _add_repeat(commands):
     _add_over_seeds(commands, 'repeat', _repeat, 'run a preset under several seeds and print mean and spread')
 
@@ -113,7 +113,7 @@ def _repeat(args: Namespace):
     "Run several seeds."
     repeat(args.preset, args.seeds, args.out, args.set, args.update)
 
-# %% ../nbs/09_command_line.ipynb #800d0eae
+# %% ../nbs/09_command_line.ipynb #944f1c2f
 def _add_stages(commands):
     parser = commands.add_parser('stages', help='list the stages, their notebooks, and how far a run is')
     parser.add_argument('run_dir', nargs='?')
@@ -134,7 +134,7 @@ def _stages(args: Namespace):
         state = f'{_state(Path(args.run_dir), name):10}' if args.run_dir else ''
         print(f'{state}{name:16} {stage_spec(name).notebook}')
 
-# %% ../nbs/09_command_line.ipynb #de0e75bb
+# %% ../nbs/09_command_line.ipynb #00814c2c
 def _add_report(commands):
     parser = commands.add_parser('report', help="write a run's report again")
     parser.add_argument('run_dir')
@@ -145,7 +145,7 @@ def _add_explain(commands):
     _add_preset(parser)
     parser.set_defaults(command=lambda args: print(explain(load_preset(args.preset, args.set))))
 
-# %% ../nbs/09_command_line.ipynb #f737aad7
+# %% ../nbs/09_command_line.ipynb #798c3968
 def _add_init_data(commands):
     parser = commands.add_parser('init-data', help='describe a folder of images, and one of label maps, by looking '
                                                    'at them')
@@ -161,7 +161,7 @@ def _init_data(args: Namespace):
     then = 'look at it, then: bidirseg check --source SOURCE.toml --target TARGET.toml'
     print('\n'.join([*seen, f'written: {path}; {then}']))
 
-# %% ../nbs/09_command_line.ipynb #6c31666d
+# %% ../nbs/09_command_line.ipynb #a05ce42b
 def _add_check(commands):
     parser = commands.add_parser('check', help='walk through both domains of a preset: counts, sizes, classes, '
                                                'colours, and what is wrong, as a page')
@@ -181,7 +181,7 @@ def _check(args: Namespace) -> int:   # exit status: 1 where there is something 
     print(f'page: {page}')
     return int(bool(wrong))
 
-# %% ../nbs/09_command_line.ipynb #f58015ad
+# %% ../nbs/09_command_line.ipynb #30e1b686
 def _add_unpack(commands):
     parser = commands.add_parser('unpack', help='unpack the archives in a folder, as downloaded')
     parser.add_argument('folder')
@@ -192,7 +192,7 @@ def _unpack(args: Namespace):
     for name, files in unpack(args.folder).items():
         print(f'{name}: {files} files written')
 
-# %% ../nbs/09_command_line.ipynb #dcbeea11
+# %% ../nbs/09_command_line.ipynb #45c3559c
 def _add_draw(commands):
     parser = commands.add_parser('draw', help='draw a labelled data set: streets in three dimensions')
     parser.add_argument('what', choices=['streets'])
@@ -209,11 +209,11 @@ def _add_draw(commands):
 
 def _draw(args: Namespace):
     "Draw a folder, and say how it is used."
-    settings = _key_values('--set', args.set)
+    settings = _key_values(args.set, '--set traffic=left')
     description = draw_streets(args.out, args.count, args.first, args.frames, args.height, args.width, **settings)
     print(f'written: {description}; then: bidirseg run own --source {description} --target TARGET.toml')
 
-# %% ../nbs/09_command_line.ipynb #1d8ffc92
+# %% ../nbs/09_command_line.ipynb #aa7523a8
 def _add_evaluate(commands):
     parser = commands.add_parser('evaluate', help='score a model of a run on labelled images')
     parser.add_argument('run_dir', help='a run directory, or a checkpoint: a model.pt or a published one')
@@ -230,7 +230,7 @@ def _add_evaluate(commands):
     parser.add_argument('--json', action='store_true', help='print JSON alone')
     parser.set_defaults(command=_evaluate)
 
-# %% ../nbs/09_command_line.ipynb #bab9f739
+# %% ../nbs/09_command_line.ipynb #dd3b9551
 def _data_set(args: Namespace) -> dict | None:
     "The data set that `evaluate` was asked for; None: the run's own images."
     given = {name: getattr(args, name) for name in ('root', 'split', 'drives') if getattr(args, name) is not None}
@@ -240,9 +240,9 @@ def _data_set(args: Namespace) -> dict | None:
                              f"add --dataset, one of {', '.join(sorted(READERS))}")
         return None
     spec = read_description(args.dataset) if args.dataset.endswith('.toml') else dict(dataset=args.dataset)
-    return spec | given | _key_values('--option', args.option)
+    return spec | given | _key_values(args.option, '--option slice=0:10')
 
-# %% ../nbs/09_command_line.ipynb #338ea9e8
+# %% ../nbs/09_command_line.ipynb #1933580f
 def _print_scores(result: dict):
     "Scores as text."
     means = ', '.join(f'{100 * value:.1f} ({name})' for name, value in result['miou_by_classes'].items())
@@ -264,7 +264,7 @@ def _evaluate(args: Namespace):
         return
     print(json.dumps({name: value for name, value in result.items() if name != 'confusion'}, indent=1))
 
-# %% ../nbs/09_command_line.ipynb #3bb2683c
+# %% ../nbs/09_command_line.ipynb #837c9eba
 def _add_predict(commands):
     parser = commands.add_parser('predict', help='label images of any size')
     parser.add_argument('run_dir', help='a run directory, or a checkpoint')
@@ -278,7 +278,7 @@ def _predict(args: Namespace):
     "Label images."
     predict_files(args.run_dir, args.images, args.out, args.stage, args.max_pixels)
 
-# %% ../nbs/09_command_line.ipynb #2414ed2f
+# %% ../nbs/09_command_line.ipynb #c3e9b912
 def _add_studies(commands):
     parser = _add_over_seeds(commands, 'ablate', _ablate,
                              'run variants of a preset under several seeds, sharing what they have in common; '
@@ -302,7 +302,7 @@ def _study_checkpoints(args: Namespace):
     "Compare checkpoints."
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update)
 
-# %% ../nbs/09_command_line.ipynb #fd1635aa
+# %% ../nbs/09_command_line.ipynb #bdc0fa4d
 def _add_bench(commands):
     parser = commands.add_parser('bench', help='measure speed and memory, as ratios in one run')
     parser.add_argument('what', choices=sorted(BENCHES))
@@ -316,7 +316,7 @@ def _bench(args: Namespace):
         rows = BENCHES[args.what](args.device)
     print(json.dumps([asdict(row) for row in rows], indent=1) if args.json else bench_table(rows))
 
-# %% ../nbs/09_command_line.ipynb #e9951cef
+# %% ../nbs/09_command_line.ipynb #b726b8d3
 def make_parser() -> ArgumentParser:
     "Every command and its options."
     parser = ArgumentParser(prog='bidirseg',
@@ -328,7 +328,7 @@ def make_parser() -> ArgumentParser:
         add(commands)
     return parser
 
-# %% ../nbs/09_command_line.ipynb #2b6e4634
+# %% ../nbs/09_command_line.ipynb #8d6e75ee
 def _os_error(error: OSError) -> int:   # exit status
     "Say in one line what the system refused."
     if isinstance(error, BrokenPipeError):

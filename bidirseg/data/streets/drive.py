@@ -44,12 +44,25 @@ def _draw_weather(rng: np.random.Generator) -> dict:
         exposure=rng.uniform(0.75, 1.3), saturation=rng.uniform(0.75, 1.2),
         color_cast=tuple(rng.uniform(0.91, 1.09, 3).tolist()))
 
-# %% ../../../nbs/data/streets/07_drive.ipynb #78f7e0b6
+# %% ../../../nbs/data/streets/07_drive.ipynb #607db4a7
+def _check_setting(name: str, value):
+    "Raise `InputError` for an unknown setting, or one of the wrong kind."
+    check_name(name, [field.name for field in fields(StreetSettings)], 'setting of a street')
+    if name == 'traffic':
+        check_name(value, ('right', 'left'), 'side')
+        return
+    usual, given = getattr(StreetSettings(), name), np.asarray(value)
+    if given.shape != np.shape(usual) or given.dtype.kind not in 'iuf':
+        wanted = 'three numbers' if np.shape(usual) else 'a number'
+        raise InputError(f"{name} = {value!r}", wanted, f"for instance {name}={usual}")
+    if name == 'field_of_view' and not 5 <= value <= 150:
+        raise InputError(f"field_of_view = {value}", "5 to 150 degrees", "take 40 to 100 for a usual camera")
+
+# %% ../../../nbs/data/streets/07_drive.ipynb #ba10b5e1
 def street_settings(seed: int, **changes) -> StreetSettings:
     "The settings of a seed, some of them given; raises `InputError` for an unknown one."
-    for name in changes:
-        check_name(name, [field.name for field in fields(StreetSettings)], 'setting of a street')
-    check_name(changes.get('traffic', 'right'), ('right', 'left'), 'side')
+    for name, value in changes.items():
+        _check_setting(name, value)
     rng = numpy_stream(seed, 'street', 'settings')
     drawn = dict(
         _draw_weather(rng), field_of_view=rng.uniform(46, 60), camera_height=rng.uniform(1.2, 1.7),

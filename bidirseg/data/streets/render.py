@@ -6,9 +6,10 @@
 __all__ = ['NEAR', 'FAR', 'STRAIGHT', 'Camera', 'camera_matrix', 'horizon_row', 'Weather', 'sun_vector', 'light_colors',
            'sun_matrix', 'MeshBuffer', 'first_seen', 'Renderer']
 
-# %% ../../../nbs/data/streets/02_render.ipynb #876fb975
+# %% ../../../nbs/data/streets/02_render.ipynb #880a421b
 from dataclasses import dataclass
 from typing import NamedTuple
+import functools
 import os
 
 from fastcore.basics import patch
@@ -113,20 +114,20 @@ def sun_matrix(to_sun: np.ndarray,   # (3,) unit vector
     matrix[:3, :3], matrix[:3, 3] = rows, -rows @ middle
     return matrix
 
-# %% ../../../nbs/data/streets/02_render.ipynb #72661aaa
-_programs = {}   # (process id, name) -> program
+# %% ../../../nbs/data/streets/02_render.ipynb #1a629de6
+@functools.cache
+def _compiled(process: int, name):
+    "The program of a process."
+    labels = {'label_solid': False, 'label_cut_out': True}
+    if name in labels:
+        shaders = label_shaders(labels[name])
+    else:
+        shaders = sky_shaders() if name == 'sky' else picture_shaders(name)
+    return opengl().program(**shaders)
 
 def _program(name):
     "A compiled program: the number of a material, 'label_solid', 'label_cut_out' or 'sky'."
-    key = os.getpid(), name
-    if key not in _programs:
-        labels = {'label_solid': False, 'label_cut_out': True}
-        if name in labels:
-            shaders = label_shaders(labels[name])
-        else:
-            shaders = sky_shaders() if name == 'sky' else picture_shaders(name)
-        _programs[key] = opengl().program(**shaders)
-    return _programs[key]
+    return _compiled(os.getpid(), name)
 
 # %% ../../../nbs/data/streets/02_render.ipynb #833ea0ef
 def _set(program, **values):

@@ -307,10 +307,10 @@ def side_marks(plan: Plan, side: Side, zebra: bool, paint: Paint) -> np.ndarray:
         parts.append(_dashes(plan, 0.0, 0.14, 3, 6, paint))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #38098b47
+# %% ../../../nbs/data/streets/06_street.ipynb #ac0ba84b
 TRACK = 1.65   # from the middle of the road to the middle of a track, metres
 
-def rails(paints: Ground) -> np.ndarray:
+def rails() -> np.ndarray:
     "The two rails of the right track, with dark grooves beside them."
     steel, groove = Paint((0.3, 0.29, 0.28), ROAD), Paint((0.02, 0.02, 0.02), ROAD)
     parts = []
@@ -646,7 +646,7 @@ def traffic(plan: Plan, own_lane: int, rng: np.random.Generator) -> np.ndarray:
         parts.append(lane_traffic(plan.style, x, first, last, speed, rng))
     return join(*parts)
 
-# %% ../../../nbs/data/streets/06_street.ipynb #21afa8a4
+# %% ../../../nbs/data/streets/06_street.ipynb #f92e60ee
 @dataclass(frozen=True)
 class Street:
     "One street and what a camera has to know to drive through it."
@@ -664,7 +664,7 @@ def build_street(seed: int) -> Street:
     own_lane = int(stream('lane').integers(plan.right.lanes, size=2).max())
     right = still_side(plan, plan.style, plan.right, paints, seed, 'right')
     left = still_side(plan, plan.left_style, plan.left, paints, seed, 'left')
-    tracks = both_sides(rails(paints)) if plan.rails else join()
+    tracks = both_sides(rails()) if plan.rails else join()
     vertices = join(
         plain(paints), right, mirrored(left), tracks, median_row(plan, stream('median')),
         backdrop(stream('backdrop')), traffic(plan, own_lane, stream('traffic')))
