@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../../../nbs/data/streets/index.ipynb #439c8636
+# %% ../../../nbs/data/streets/index.ipynb #43cae898
 import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
