@@ -44,7 +44,7 @@ setup(
     package_data={cfg['lib_name']: ['presets/*.toml']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'tensorboard', 'timm')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'tensorboard', 'timm', 'streets')},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     cmdclass={'build_py': BuildWithNotebooks},
     zip_safe=False,

@@ -18,6 +18,7 @@ from pathlib import Path
 import bidirseg
 from .core import InputError
 from .data import MAX_PIXELS, READERS, guess_description, read_description, unpack, write_description
+from .data.streets import draw_streets
 from .pipeline.check import check
 from .pipeline.estimate import dry_run
 from .pipeline.predict import evaluate_run, predict_files
@@ -57,6 +58,16 @@ def _add_domains(parser: ArgumentParser):
 def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
     return dict(source=args.source, target=args.target, evaluation=args.evaluation)
+
+def _key_values(changes: list[str], example: str) -> dict:
+    "KEY=VALUE as they were given to an option; raises `InputError` with the example."
+    values = {}
+    for change in changes:
+        key, equals, value = change.partition('=')
+        if not equals:
+            raise InputError(f"{example.split()[0]} {change!r}", "KEY=VALUE", f"for instance {example}")
+        values[key] = parse_value(value)
+    return values
 
 # %% ../nbs/09_command_line.ipynb #ab833fcd
 def _add_update(parser: ArgumentParser):
@@ -181,6 +192,27 @@ def _unpack(args: Namespace):
     for name, files in unpack(args.folder).items():
         print(f'{name}: {files} files written')
 
+# %% ../nbs/09_command_line.ipynb #45c3559c
+def _add_draw(commands):
+    parser = commands.add_parser('draw', help='draw a labelled data set: streets in three dimensions')
+    parser.add_argument('what', choices=['streets'])
+    parser.add_argument('--out', required=True, metavar='DIR')
+    parser.add_argument('--count', type=int_at_least(1), default=1000, help='pictures; 1000 if not given')
+    parser.add_argument('--first', type=int_at_least(0), default=0, metavar='SEED',
+                        help='seed of the first street; the others follow')
+    parser.add_argument('--frames', type=int_at_least(1), default=8, help='pictures of each street; 8 if not given')
+    parser.add_argument('--height', type=int_at_least(16), default=256)
+    parser.add_argument('--width', type=int_at_least(16), default=512)
+    parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
+                        help='light, camera or traffic of all streets, such as traffic=left; drawn if not given')
+    parser.set_defaults(command=_draw)
+
+def _draw(args: Namespace):
+    "Draw a folder, and say how it is used."
+    settings = _key_values(args.set, '--set traffic=left')
+    description = draw_streets(args.out, args.count, args.first, args.frames, args.height, args.width, **settings)
+    print(f'written: {description}; then: bidirseg run own --source {description} --target TARGET.toml')
+
 # %% ../nbs/09_command_line.ipynb #aa7523a8
 def _add_evaluate(commands):
     parser = commands.add_parser('evaluate', help='score a model of a run on labelled images')
@@ -208,13 +240,7 @@ def _data_set(args: Namespace) -> dict | None:
                              f"add --dataset, one of {', '.join(sorted(READERS))}")
         return None
     spec = read_description(args.dataset) if args.dataset.endswith('.toml') else dict(dataset=args.dataset)
-    spec |= given
-    for change in args.option:
-        key, equals, value = change.partition('=')
-        if not equals:
-            raise InputError(f"--option {change!r}", "KEY=VALUE", "for instance --option slice=0:10")
-        spec[key] = parse_value(value)
-    return spec
+    return spec | given | _key_values(args.option, '--option slice=0:10')
 
 # %% ../nbs/09_command_line.ipynb #1933580f
 def _print_scores(result: dict):
@@ -298,7 +324,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument('--version', action='version', version=bidirseg.__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
-                _add_evaluate, _add_predict, _add_studies, _add_bench):
+                _add_draw, _add_evaluate, _add_predict, _add_studies, _add_bench):
         add(commands)
     return parser
 
