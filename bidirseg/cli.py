@@ -200,7 +200,7 @@ def _add_draw(commands):
     parser.add_argument('--count', type=int_at_least(1), default=1000, help='pictures; 1000 if not given')
     parser.add_argument('--first', type=int_at_least(0), default=0, metavar='SEED',
                         help='seed of the first street; the others follow')
-    parser.add_argument('--frames', type=int_at_least(1), default=8, help='pictures of each street; 8 if not given')
+    parser.add_argument('--frames', type=int_at_least(1), default=6, help='pictures of each street; 6 if not given')
     parser.add_argument('--height', type=int_at_least(16), default=256)
     parser.add_argument('--width', type=int_at_least(16), default=512)
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',

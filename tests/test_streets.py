@@ -92,6 +92,17 @@ def test_the_folder_is_a_data_set(drawn, capsys, tmp_path):
 
 
 @needs_opengl
+def test_a_source_that_draws_itself(tmp_path, capsys):
+    spec = dict(dataset='streets', root=str(tmp_path), count=1)
+    images = open_domain(spec, CITYSCAPES19)
+    assert images.keys == ('s000_00',) and images.image(0).size == (512, 256)
+    assert '0 of 1 streets are in' in capsys.readouterr().out
+    before = files(tmp_path)
+    assert open_domain(spec, CITYSCAPES19).fingerprint() == images.fingerprint()
+    assert files(tmp_path) == before and not capsys.readouterr().out
+
+
+@needs_opengl
 def test_every_class_occurs():
     seen = set()
     for seed, frame in COVER:

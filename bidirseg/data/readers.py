@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable
 import inspect
+import os
 import re
 import sys
 
@@ -28,6 +29,7 @@ from .images import (
 from .labels import (
     CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LABEL_SPACES, LabelSpace, id_lut, label_mapping, unblur_colors)
 from .scenes import draw_scene
+from .streets import draw_streets
 
 # %% ../../nbs/data/03_readers.ipynb #99970f43
 def _scene_image(domain: str, height: int, width: int, seed: int) -> Image.Image:
@@ -366,11 +368,24 @@ def gta5(root, labelled: bool = True,
     return match_pairs('gta5', files, labels, CITYSCAPES19, _CITYSCAPES_LUT, resize_label=True)
 
 # %% ../../nbs/data/03_readers.ipynb #2cfcfb01
-def streets(root, labelled: bool = True) -> ImageSet:
+def _draw_missing(root, count: int) -> Path:   # the folder
+    "The first `count` streets below a root, or in the user's cache where there is none; missing ones are drawn."
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'bidirseg'
+    folder = Path(root or cache).expanduser()/'streets'
+    drawn = len(list((folder/'labels').glob('*.png')))
+    if drawn < count:
+        print(f'{drawn} of {count} streets are in {folder}; the others are drawn now, once')
+        draw_streets(folder, count)
+    return folder
+
+def streets(root, labelled: bool = True,
+            count: int | None = None,   # the first so many, drawn where they are missing; None: those that are there
+            ) -> ImageSet:
     "Streets drawn by `bidirseg draw streets`, 19 classes."
-    root = find_root(root, 'streets', inside='labels')
-    labels = dict(image_files(root/'labels')) if labelled else None
-    return match_pairs('streets', image_files(root/'images'), labels, CITYSCAPES19, _TRAIN_IDS)
+    folder = find_root(root, 'streets', inside='labels') if count is None else _draw_missing(root, count)
+    images = image_files(folder/'images')[:count]
+    labels = dict(image_files(folder/'labels')) if labelled else None
+    return match_pairs('streets', images, labels, CITYSCAPES19, _TRAIN_IDS)
 
 # %% ../../nbs/data/03_readers.ipynb #785c1c60
 SYNTHIA_IDS = {1: 10, 2: 2, 3: 0, 4: 1, 5: 4, 6: 8, 7: 5, 8: 13, 9: 7, 10: 11, 11: 18, 12: 17, 15: 6,

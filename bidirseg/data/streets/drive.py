@@ -252,7 +252,7 @@ def _check_numbers(count: int, first: int, frames: int):
 def draw_streets(out: str | Path,                       # folder, made if it is not there
                  count: int,                            # pictures
                  first: int = 0,                        # seed of the first sequence; the others follow
-                 frames: int = 8,                       # of each sequence
+                 frames: int = 6,                       # of each sequence
                  height: int = 256, width: int = 512,   # pixels
                  **settings,                            # fields of `StreetSettings`, or drawn
                  ) -> Path:                             # a description of the folder
