@@ -153,10 +153,7 @@ def _calibrate_temperature(joint: Tensor,   # (n, classes) log joints of the pro
 # %% ../nbs/03_prototypes.ipynb #923d9af7
 def network_temperature(prototypes: ClassPrototypes, target_rows: Tensor, logits: Tensor) -> float:
     "The temperature of prototypes beside the network whose logits are those of the rows."
-    joint = prototypes.log_density(target_rows)
-    if prototypes.log_prior_ is not None:
-        joint = joint + prototypes.log_prior_
-    return _calibrate_temperature(joint, logits)
+    return _calibrate_temperature(prototypes.log_joint(target_rows), logits)
 
 # %% ../nbs/03_prototypes.ipynb #60bb8313
 def show_prototypes(prototypes: ClassPrototypes, rows: dict[int, Tensor], space: LabelSpace, most: int = 400):

@@ -29,9 +29,7 @@ def prototype_log_posterior(prototypes: ClassPrototypes, features: Tensor,  # (1
                             temperature: float) -> Tensor:                  # (1, classes, h, w)
     "log p(c | x) by the prototypes alone; the temperature makes them as sure as the network on average."
     _, d, height, width = features.shape
-    joint = prototypes.log_density(features[0].flatten(1).T.contiguous())
-    if prototypes.log_prior_ is not None:
-        joint = joint + prototypes.log_prior_
+    joint = prototypes.log_joint(features[0].flatten(1).T.contiguous())
     finite = (joint / temperature).log_softmax(1).clamp_min(-1e4)   # an absent class must not become NaN
     return finite.T.reshape(1, -1, height, width)
 

@@ -150,6 +150,15 @@ def log_density(self: ClassPrototypes,
             del log_joint    # so that the next slice finds this memory, still in the cache
     return log_density
 
+# %% ../../nbs/mixture/02_class_mixture.ipynb #6f7c2f41
+@patch
+def log_joint(self: ClassPrototypes,
+              X: Tensor,    # (n, d) features
+              ) -> Tensor:  # (n, C) nats
+    "log p(x | class), plus log p(class) where there is a class prior."
+    log_density = self.log_density(X)
+    return log_density if self.log_prior_ is None else log_density + self.log_prior_
+
 # %% ../../nbs/mixture/02_class_mixture.ipynb #98be063c
 def _prior_statistics(source: ClassPrototypes,
                       relevance_factor: float,  # imagined rows a prototype

@@ -23,10 +23,7 @@ def _log_evidence(prototypes: ClassPrototypes,
                   ) -> Tensor:       # (h * w,) nats
     "log p(x) of every feature under all prototypes together."
     rows = features[0].flatten(1).T.contiguous()
-    log_joint = prototypes.log_density(rows)
-    if prototypes.log_prior_ is not None:
-        log_joint = log_joint + prototypes.log_prior_
-    return log_joint.logsumexp(1)
+    return prototypes.log_joint(rows).logsumexp(1)
 
 # %% ../../nbs/training/03_model_selection.ipynb #44ce3e69
 CRITERIA = ('likelihood', 'entropy', 'agreement')
