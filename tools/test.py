@@ -2,6 +2,7 @@
 
 A name or several as arguments run only the notebooks and test files whose path contains one of them."""
 import hashlib
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +16,8 @@ ROOT, BIN = Path(__file__).resolve().parent.parent, Path(sys.executable).parent
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 ENV.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
 NO_TESTS = 5   # pytest's exit status where a file holds none
+PROCESSES = multiprocessing.get_context('forkserver')   # each notebook has a process of its own, with imports done
+PRELOAD = ['nbdev.test', 'matplotlib.pyplot', 'sklearn.cluster', 'sklearn.mixture', 'scipy.stats', 'bidirseg.cli']
 
 
 def say(ok: bool, what: str, since: float, output: str = '') -> bool:
@@ -53,9 +56,25 @@ def changes_nothing(what: str, command: str, folder: str, pattern: str) -> bool:
     return say(done.returncode == 0 and not changed, what, since, text)
 
 
+def execute(path: Path, log: Path):
+    "A notebook's cells, from the first to the last; what they print goes to a file."
+    with open(log, 'w') as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    from nbdev.test import nbdev_test
+    nbdev_test(path=str(path), n_workers=0)   # exits with status 1 where a cell fails
+
+
 def run_notebook(path: Path) -> bool:
-    "A notebook's cells, from the first to the last."
-    return succeeds(str(path.relative_to(ROOT)), 'nbdev_test', '--path', path, '--n_workers', '0')
+    "A notebook in a process of its own."
+    since = time.time()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder)/'log.txt'
+        process = PROCESSES.Process(target=execute, args=(path, log))
+        process.start()
+        process.join()
+        output = log.read_text(errors='replace') if log.exists() else ''
+    return say(process.exitcode == 0, str(path.relative_to(ROOT)), since, output)
 
 
 def run_tests(path: Path) -> tuple[int, int]:   # passed, failed
@@ -97,6 +116,9 @@ def main(only: list[str]) -> int:
     def wanted(path: Path) -> bool:
         return not only or any(name in str(path.relative_to(ROOT)) for name in only)
 
+    os.chdir(ROOT)
+    os.environ.update(ENV)
+    PROCESSES.set_forkserver_preload(PRELOAD)
     done = [] if only else check_everywhere()
     files = [path for path in sorted((ROOT/'tests').glob('test_*.py')) if wanted(path)]
     files.sort(key=lambda path: -path.stat().st_size)   # the longest first, so that both cores end together
