@@ -200,6 +200,15 @@ def _gap_text(of_seed: dict[int, dict],   # rows of a variant
     return '' if gap is None else f'{100 * gap:.0f} %'
 
 # %% ../../nbs/studies/01_ablation.ipynb #365ebdb8
+_LARGE = 'road', 'sidewalk', 'building', 'vegetation', 'terrain', 'sky', 'car'   # in Cityscapes
+
+def _large_text(of_seed: dict[int, dict]) -> str:   # rows of a variant
+    "Mean and spread of the mean IoU of the large classes; '' where one has no number."
+    iou = np.array([[row['iou'].get(name) for name in _LARGE] for row in of_seed.values()], float)   # None is NaN
+    means = 100 * iou.mean(1)
+    return mean_spread(means) if np.isfinite(means).all() else ''
+
+# %% ../../nbs/studies/01_ablation.ipynb #dc6ff0e3
 def ablation_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows of text
     "Mean and spread of every variant, and the share of the gap from source-only to oracle that is closed."
     found = _by_variant(rows)
@@ -210,7 +219,12 @@ def ablation_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and row
         gain = '' if variant == 'source_only' else _gain_text(of_seed, base)
         seconds = np.mean([row['seconds'] for row in of_seed.values()])
         table.append([variant, miou, gain, _gap_text(of_seed, base, top), str(len(of_seed)), f'{seconds:.0f}'])
-    return ['variant', 'mIoU', 'over source-only', 'gap closed', 'seeds', 'seconds'], table
+    head = ['variant', 'mIoU', 'over source-only', 'gap closed', 'seeds', 'seconds']
+    large = ['large classes', *map(_large_text, found.values())]
+    if any(large[1:]):
+        for line, text in zip([head, *table], large):
+            line.insert(2, text)
+    return head, table
 
 # %% ../../nbs/studies/01_ablation.ipynb #bd97d54f
 def _mean_iou(of_seed: dict[int, dict], name: str) -> float | None:   # rows of a variant, a class
