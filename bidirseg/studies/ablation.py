@@ -19,8 +19,9 @@ from ..evaluation import gap_closed
 from ..pipeline.predict import evaluate_run
 from ..pipeline.stages import check_config, notebooks_folder, run_stage, stage_spec
 from ..plots import save_figure
-from ..runs import (RunConfig, as_changes, full_paths, is_finished, load_preset, load_run, markdown, mean_spread,
-                           open_images, percent, run_lock, stage_dir, stage_names, start_run, write_rows)
+from ..runs import (
+    RunConfig, Stage, as_changes, full_paths, is_finished, load_preset, load_run, markdown, mean_spread, open_images,
+    percent, run_lock, stage_dir, stage_names, start_run, write_rows)
 from .published import PAPER
 
 # %% ../../nbs/studies/01_ablation.ipynb #df51cd01
@@ -119,12 +120,15 @@ def _reuse_stage(run_dir: Path, name: str, others: list[Path]) -> bool:   # whet
     return False
 
 # %% ../../nbs/studies/01_ablation.ipynb #2af328e1
-def _stages_until(config: RunConfig, last: str) -> list[str]:
-    "What must run for a stage's model."
-    if last in ('source_only', 'oracle'):
-        return [last]
-    names = [name for name in stage_names(config) if name not in ('data', 'evaluation', 'oracle', 'source_only')]
-    return names if last == 'last' else names[:names.index(last) + 1]
+def _needed_stages(run_dir: Path, last: str) -> list[str]:
+    "What must run for a stage's model, in order; 'last' is the last stage of the method that trains."
+    names = stage_names(load_run(run_dir))
+    needed = {last} if last != 'last' else {[name for name in names if name not in ('oracle', 'evaluation')][-1]}
+    for name in reversed(names):   # a stage before those that it needs
+        if name in needed:
+            stage = Stage(run_dir, name, stage_spec(name).settings)
+            needed |= {artefact.split('/')[0] for artefact in stage.settings.inputs(stage) if '/' in artefact}
+    return [name for name in names if name in needed]
 
 # %% ../../nbs/studies/01_ablation.ipynb #682c5546
 def _run_stages(run_dir: Path, names: list[str]) -> tuple[dict, float]:   # the last record; seconds of all
@@ -164,7 +168,7 @@ def run_variant(preset: str, variant: str, seed: int,
         raise InputError(f"{preset} has no labelled target images", "images to score on", "add a table [evaluation]")
     with run_lock(run_dir):
         start_run(run_dir, config, update)
-        names = _stages_until(config, last)
+        names = _needed_stages(run_dir, last)
         record, seconds = _run_stages(run_dir, names)
         score = _score(run_dir, config, names[-1], record)
     made_by = {name: record[name] for name in ('device', 'threads', 'machine', 'commit')}
