@@ -28,11 +28,13 @@ from ..training import TrainSettings
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #6181a217
 def _fewer_images(spec: dict, images: int) -> dict:
-    "The first images of a domain, from where its slice begins."
+    "The first images of a domain, from where its slice begins and no further than it goes."
     if not spec:
         return {}
-    start = parse_slice(spec.get('slice') or ':').start or 0
-    return dict(spec, slice=f'{start}:{start + images}')
+    part = parse_slice(spec.get('slice') or ':')
+    start = part.start or 0
+    stop = start + images if part.stop is None else min(part.stop, start + images)
+    return dict(spec, slice=f'{start}:{stop}')
 
 def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     "The same run of fewer images and steps."
