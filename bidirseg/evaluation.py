@@ -124,8 +124,9 @@ def _target_prototypes(model: nn.Module, target: Samples, images: int, seed: int
     for i in spaced_indices(len(target), images):
         features, logits = predict_features(model, target.read(i)['image'])
         rows.add(features.flatten(2)[0].T, logits.argmax(1).flatten().cpu())
-    by_class = {c: found for c, found in rows.by_class().items() if len(found) >= 20}
-    return ClassPrototypes.fit(by_class, 4, model.num_classes, max_iter=15, reg_covar=.1, random_state=seed)
+    by_class = rows.by_class()
+    often = {c: found for c, found in by_class.items() if len(found) >= 20}   # a few stray pixels make no prototype
+    return ClassPrototypes.fit(often or by_class, 4, model.num_classes, reg_covar=.1, random_state=seed)
 
 # %% ../nbs/08_evaluation.ipynb #6dce6f82
 def reverse_miou(model: nn.Module,    # stays as it is
