@@ -6,7 +6,6 @@
 __all__ = ['Segmenter', 'load', 'evaluate_run', 'predict_files']
 
 # %% ../../nbs/pipeline/03_predict.ipynb #118cd00c
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,9 +84,6 @@ def load(path: str | Path,           # a run directory, or a checkpoint file, ou
     if not path.exists():
         raise InputError(f"no {path}", "a run directory or a checkpoint file", "check the path")
     config, last = load_run(path), _last_stage(path)
-    said, harmed = evaluation.reverse_verdict(path)
-    if harmed and stage is None:
-        print(said, file=sys.stderr)
     stage = check_name(stage or last, trained_stages(path), 'trained stage')
     set_up_torch(config)
     model = load_checkpoint(stage_dir(path, stage)/'model.pt', pick_device(config.device))[0]

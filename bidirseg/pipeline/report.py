@@ -14,7 +14,7 @@ import numpy as np
 from markupsafe import Markup
 
 from ..core import atomic_path, load_json
-from ..evaluation import gap_closed, reverse_verdict
+from ..evaluation import gap_closed
 from ..runs import (RunConfig, html_figure, html_page, html_table, load_run, markdown, mean_spread,
                            percent, render, stage_dir, stage_kind, stage_names)
 
@@ -95,13 +95,12 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
     return load_json(stage_dir(run_dir, 'evaluation')/'scores.json', 'the scores of a finished run')
 
 def score_text(run_dir: Path) -> str:
-    "The scores of a run as text, and what reverse validation says."
+    "The scores of a run as text."
     results = _read_scores(run_dir)
-    parts = ['no labelled target images, so no scores: look at the pictures']
-    if results:
-        published = _compare_published(load_run(run_dir), results)
-        parts = [markdown(*table) for table in (_score_rows(results), published) if table]
-    return '\n\n'.join(filter(None, [*parts, reverse_verdict(run_dir)[0]]))
+    if not results:
+        return 'no labelled target images, so no scores: look at the pictures'
+    published = _compare_published(load_run(run_dir), results)
+    return '\n\n'.join(markdown(*table) for table in (_score_rows(results), published) if table)
 
 # %% ../../nbs/pipeline/02_report.ipynb #4860247e
 def _read_records(run_dir: Path) -> dict[str, dict]:   # stage -> its record
@@ -162,7 +161,6 @@ reads it.)</p>
 {% else %}
 <p>There are no labelled target images, so there are no scores.</p>
 {% endif %}
-{% if reverse %}<p>{{ reverse[0]|upper }}{{ reverse[1:] }}.</p>{% endif %}
 {{ figures.evaluation }}
 {% if results %}<h2>IoU of each class, %</h2>{{ classes }}{% endif %}
 <h2>Stages</h2>
@@ -195,7 +193,7 @@ def report(run_dir: str | Path) -> Path:   # report.html
     cost = html_table(['stage', 'seconds', 'peak memory, MB', 'GPU memory, MB'], _cost_rows(records))
     body = render(_REPORT, config=config, last=records['evaluation'], results=results, cost=cost,
                   seconds=sum(record['seconds'] for record in records.values()),
-                  pseudo=load_json(pseudo) if pseudo.exists() else None, reverse=reverse_verdict(run_dir)[0],
+                  pseudo=load_json(pseudo) if pseudo.exists() else None,
                   figures={name: _stage_figures(run_dir, name) for name in records},
                   settings=json.dumps(asdict(config), indent=1), **_score_parts(config, results))
     with atomic_path(run_dir/'report.html') as tmp:
