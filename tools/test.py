@@ -61,6 +61,7 @@ def execute(path: Path, log: Path):
     with open(log, 'w') as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
+    multiprocessing.set_start_method(None, force=True)   # workers of the notebook start as they do anywhere else
     from nbdev.test import nbdev_test
     nbdev_test(path=str(path), n_workers=0)   # exits with status 1 where a cell fails
 
