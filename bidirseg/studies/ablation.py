@@ -182,10 +182,6 @@ def _by_variant(rows: list[dict]) -> dict[str, dict[int, dict]]:   # variant -> 
         found.setdefault(row['variant'], {})[row['seed']] = row
     return found
 
-def _mean_miou(rows: dict[int, dict] | None) -> float | None:
-    "Over seeds; None without any."
-    return float(np.mean([row['miou'] for row in rows.values()])) if rows else None
-
 def _gain_text(of_seed: dict[int, dict],   # rows of a variant
                base: dict[int, dict],      # those of source-only
                ) -> str:
@@ -199,8 +195,10 @@ def _gap_text(of_seed: dict[int, dict],   # rows of a variant
               ) -> str:
     "The share of the gap from source-only to oracle that is closed, over seeds of all three; '' without a gap."
     seeds = of_seed.keys() & base.keys() & top.keys()
-    miou, low, high = (_mean_miou({seed: rows[seed] for seed in seeds}) for rows in (of_seed, base, top))
-    gap = gap_closed(miou, low, high) if seeds else None
+    if not seeds:
+        return ''
+    miou, low, high = (np.mean([rows[seed]['miou'] for seed in seeds]) for rows in (of_seed, base, top))
+    gap = gap_closed(miou, low, high)
     return '' if gap is None else f'{100 * gap:.0f} %'
 
 # %% ../../nbs/studies/01_ablation.ipynb #365ebdb8
