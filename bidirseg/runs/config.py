@@ -182,6 +182,31 @@ def _read_toml(path: Path) -> dict:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise InputError(f"{path}: {e}", "a TOML file", "fix that line") from None
 
+# %% ../../nbs/runs/00_config.ipynb #d26c1c0c
+_WHOLE = ('source', 'target', 'evaluation', 'classes')   # tables that replace those of a base
+
+def _preset_path(name: str) -> Path:   # of a preset, or the path itself
+    "The TOML file that a name stands for."
+    path = Path(name)
+    return path if path.suffix == '.toml' else _PRESETS/f"{check_name(name, preset_names(), 'preset')}.toml"
+
+def _read_preset(path: Path, seen: tuple = ()) -> dict:
+    "The tables of a preset, laid over those of its base."
+    if path in seen:
+        raise InputError(f"{path} has itself as its base", "a base that leads to no circle", "remove base")
+    own = _read_toml(path)
+    if 'base' not in own:
+        return own
+    base = own.pop('base')
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base = {base!r}", "the name of a preset, or a TOML file", "put it in quotes")
+    given = path.parent/base if base.endswith('.toml') else base   # a file lies beside the one that names it
+    tree = _read_preset(_preset_path(given), (*seen, path))
+    for name, value in own.items():
+        merge = isinstance(value, dict) and isinstance(tree.get(name), dict) and name not in _WHOLE
+        tree[name] = {**tree[name], **value} if merge else value
+    return tree
+
 # %% ../../nbs/runs/00_config.ipynb #b1c7221a
 def _apply_change(tree: dict, change: str):
     "Set one value of a preset's tables, in place."
@@ -200,9 +225,8 @@ def load_preset(name: str,                    # a preset's name, or the path of 
                 changes: Iterable[str] = (),  # 'key=value' texts
                 ) -> RunConfig:
     "Read a preset, apply the changes, check every name of the run itself."
-    given = Path(name)
-    path = given if given.suffix == '.toml' else _PRESETS/f"{check_name(name, preset_names(), 'preset')}.toml"
-    tree = _read_toml(path)
+    path = _preset_path(name)
+    tree = _read_preset(path)
     for change in changes:
         _apply_change(tree, change)
     known = {f.name for f in fields(RunConfig)} - {'settings', 'preset'}
