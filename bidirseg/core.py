@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'spaced_indices', 'seed_of', 'stream', 'numpy_stream', 'seeded', 'atomic_path',
-           'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'pick_device', 'autocast', 'progress',
-           'cpu_count', 'peak_memory', 'versions', 'commit']
+           'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'autocast',
+           'progress', 'cpu_count', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/10_core.ipynb #12a3cc58
 from pathlib import Path
@@ -156,6 +156,11 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
         with open(file, 'rb') as content:
             total.update(hashlib.file_digest(content, 'sha256').digest())
     return total.hexdigest()[:16]
+
+# %% ../nbs/10_core.ipynb #3220829e
+def cache_dir() -> Path:
+    "The folder of what all runs share: below XDG_CACHE_HOME, or ~/.cache."
+    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()/'bidirseg'
 
 # %% ../nbs/10_core.ipynb #fa914e31
 def pick_device(name: str = 'auto'  # auto, cpu, cuda or cuda:N

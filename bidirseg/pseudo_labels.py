@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from .core import InputError, atomic_path, check_name, save_json, spaced_indices, stream
 from .data import IGNORE, LabelSpace, Samples
 from .mixture import SCORES, ClassPrototypes, Reservoir, best_class
-from .models import predict_features, update_bn, upsample, with_features
+from .models import predict_features, update_bn, upsample
 from .plots import image_grid, save_figure
-from .prototypes import frozen_backbone
+from .prototypes import as_prototypes_see
 from .runs import Stage, StageSettings, open_stage
 
 # %% ../nbs/04_pseudo_labels.ipynb #08335322
@@ -172,11 +172,9 @@ def show_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantile
 # %% ../nbs/04_pseudo_labels.ipynb #bf263abf
 def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, model: nn.Module) -> PseudoLabeler:
     "Network and prototypes as the prototypes stage left them."
-    made = stage.load_json('prototypes/stage.json')['params']
-    if made['adapt_bn']:
+    if stage.load_json('prototypes/stage.json')['params']['adapt_bn']:
         update_bn(model, target)
-    backbone = frozen_backbone(stage, made.get('features', 'warmup'), made.get('features_weights'))
-    model = with_features(model, backbone, stage.path('prototypes/.features'))
+    model = as_prototypes_see(stage, model)
     prototypes = ClassPrototypes.load(stage.path('prototypes/prototypes.pt')).to(stage.device)
     return PseudoLabeler(model, prototypes, stage.load_json('prototypes/prototypes.json')['temperature'],
                          settings.label_source, settings.score, settings.mirror)

@@ -12,6 +12,7 @@ import torch
 import bidirseg
 from bidirseg import distillation, evaluation, prototypes, pseudo_labels, reweighting, self_training, warmup
 from bidirseg.core import InputError, load_json
+from bidirseg.mixture import ClassPrototypes
 from bidirseg.models import build_backbone, load_checkpoint, parameter_groups
 from bidirseg.runs import load_run, small_run, stage_dir
 from bidirseg.training import init_model
@@ -27,6 +28,11 @@ def tables(**changes) -> dict:
     return {name: {**TABLES.get(name, {}), **changes.get(name, {})} for name in {*TABLES, *changes}}
 
 
+def maps_below(cache: Path) -> dict[Path, int]:
+    "The kept maps of frozen backbones, and when each was written."
+    return {path: path.stat().st_mtime_ns for path in (cache/'bidirseg'/'maps').rglob('*.npy')}
+
+
 def weights_of(run_dir: Path, stage: str) -> dict:
     return load_checkpoint(stage_dir(run_dir, stage)/'model.pt')[0].state_dict()
 
@@ -40,19 +46,21 @@ def vit_file(root) -> str:
 
 
 @pytest.mark.filterwarnings('ignore')   # EM is stopped early on purpose
-def test_every_stage_with_a_small_network_of_timm(tmp_path):
+def test_every_stage_with_a_small_network_of_timm(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     torch.manual_seed(0)
     file = str(tmp_path/'vit.pth')
     torch.save(build_backbone('timm/test_vit').net.state_dict(), file)
-    frozen = dict(features='timm/test_vit', features_weights=file)
+    frozen = dict(features='timm/test_vit', features_weights=file, features_scale=2.0, whiten=12)
     run_dir = small_run(tmp_path/'run', backbone='timm/test_resnet', output_stride=16, rounds=1,
                         settings=tables(prototypes=frozen, reweighting=dict(backbone='timm/test_vit', weights=file)))
     warmup.run(run_dir)
     folder = prototypes.run(run_dir)
-    kept = {path: path.stat().st_mtime_ns for path in (folder/'.features').iterdir()}
-    assert len(kept) == 8 and all(np.load(path).dtype == np.float16 for path in kept)
+    kept = maps_below(tmp_path/'cache')
+    assert len(kept) == 16 and all(np.load(path).dtype == np.float16 for path in kept)   # 8 images of each domain
+    assert ClassPrototypes.load(folder/'prototypes.pt').means_.shape[-1] == 12
     pseudo_labels.run(run_dir)
-    assert {path: path.stat().st_mtime_ns for path in (folder/'.features').iterdir()} == kept   # read, not written
+    assert maps_below(tmp_path/'cache') == kept   # read, not written
     reweighting.run(run_dir)
     with pytest.raises(InputError, match="network's own features"):
         self_training.run(run_dir, model_selection='likelihood')
@@ -67,7 +75,8 @@ def test_every_stage_with_a_small_network_of_timm(tmp_path):
 
 
 @pytest.mark.filterwarnings('ignore')
-def test_a_frozen_transformer_learns_nothing(tmp_path, vit_file):
+def test_a_frozen_transformer_learns_nothing(tmp_path, vit_file, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
     run_dir = small_run(tmp_path/'run', backbone=VIT, weights=vit_file, freeze_backbone=True,
                         settings=tables(prototypes=dict(features=VIT, features_weights=vit_file)))
     for stage in (warmup, prototypes, pseudo_labels):
@@ -78,4 +87,4 @@ def test_a_frozen_transformer_learns_nothing(tmp_path, vit_file):
         assert torch.equal(trained[f'backbone.net.{name}'], value.float()), name
     assert not torch.equal(trained['decoder.first.0.weight'], fresh['decoder.first.0.weight'])
     assert [group['name'] for group in parameter_groups(model, 1.0) if group['params']] == ['head']
-    assert sum(path.suffix == '.npy' for path in (stage_dir(run_dir, 'prototypes')/'.features').iterdir()) == 8
+    assert len(maps_below(tmp_path/'cache')) == 16

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Callable
 import inspect
-import os
 import re
 import sys
 
@@ -22,7 +21,7 @@ from PIL import Image
 from scipy.io import loadmat
 import numpy as np
 
-from ..core import InputError, check_name
+from ..core import InputError, cache_dir, check_name
 from .archives import ARCHIVES
 from .images import (
     ImageSet, LabeledImageSet, MAX_PIXELS, image_files, join_color, match_pairs, open_colors, open_rgb)
@@ -370,8 +369,7 @@ def gta5(root, labelled: bool = True,
 # %% ../../nbs/data/03_readers.ipynb #2cfcfb01
 def _draw_missing(root, count: int) -> Path:   # the folder
     "The first `count` streets below a root, or in the user's cache where there is none; missing ones are drawn."
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache')/'bidirseg'
-    folder = Path(root or cache).expanduser()/'streets'
+    folder = Path(root or cache_dir()).expanduser()/'streets'
     drawn = len(list((folder/'labels').glob('*.png')))
     if drawn < count:
         print(f'{drawn} of {count} streets are in {folder}; the others are drawn now, once')

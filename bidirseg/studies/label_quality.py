@@ -16,14 +16,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.basics import groupby
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core import commit, load_json, save_json, spaced_indices
 from ..data import IGNORE, Samples
 from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
 from ..prototypes import (
-    PrototypesSettings, fit_prototypes, frozen_backbone, gather_features, network_temperature)
+    PrototypesSettings, fit_prototypes, fit_whitening, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from .ablation import run_variant
@@ -89,12 +89,13 @@ class _Features:
     def __init__(self, stage: Stage, settings: PrototypesSettings):
         self.model = stage.load_model('warmup')
         self.source, target = stage.samples('source'), stage.samples('target', exposure_gain=self.model.exposure_gain)
-        backbone = frozen_backbone(stage, settings.features, settings.features_weights)
-        rows, *of_target = gather_features(
-            _KeepNothing(), self.model, self.source, target, settings, stage.config.seed, backbone)
-        self.rows = {c: features.to(stage.device) for c, features in rows.items()}
-        self.target_rows, self.target_logits = (values.to(stage.device) for values in of_target)
-        self.seen = with_features(self.model, backbone)
+        maps = frozen_maps(stage.device, settings.features, settings.features_weights, settings.features_scale)
+        rows, target_rows, logits = gather_features(
+            _KeepNothing(), self.model, self.source, target, settings, stage.config.seed, maps)
+        whitening = fit_whitening(rows, settings.whiten) if settings.whiten else nn.Identity()
+        self.rows = {c: whitening(features).to(stage.device) for c, features in rows.items()}
+        self.target_rows, self.target_logits = whitening(target_rows).to(stage.device), logits.to(stage.device)
+        self.seen = with_features(self.model, maps, whitening.to(stage.device))
 
 class _KeepNothing:
     "Stands in for a stage: a pass that is not kept on disk."
