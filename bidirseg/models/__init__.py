@@ -14,6 +14,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'checkpoints': ['is_checkpoint', 'load_checkpoint', 'load_published', 'save_checkpoint'],
     'deeplab': ['SegmentationOutput', 'build_model', 'parameter_groups', 'set_exposure_gain', 'upsample',
         'usual_feature_dim'],
-    'frozen': ['FrozenMaps', 'with_features'],
+    'frozen': ['FrozenMaps', 'keep_maps', 'with_features'],
     'inference': ['forward', 'label_maps', 'multi_scale', 'predict', 'predict_features', 'to_device'],
 })

@@ -127,13 +127,13 @@ class DeepLabV3Plus(nn.Module):
         self.decoder = Decoder(backbone.low_channels, width, feature_dim)
         self.classifier = nn.Conv2d(feature_dim, num_classes, 1)
         _init_head(self.aspp, self.decoder, self.classifier)
-        self.freeze_backbone = freeze_backbone
+        self.freeze_backbone, self.maps = freeze_backbone, None   # maps: see keep_maps
         backbone.requires_grad_(not freeze_backbone)
         self.train()
 
     def forward(self, images: Tensor) -> SegmentationOutput:   # images (b, 3, h, w), normalised
         check_images(images)
-        low, high = self.backbone(images)
+        low, high = self.backbone(images) if self.maps is None else (images, self.maps(images))
         features = self.decoder(self.aspp(high), low)
         return SegmentationOutput(features, self.classifier(features))
 

@@ -60,6 +60,16 @@ def stage_spec(name: str) -> _StageSpec:
     notebook, settings, module = _STAGES[check_name(stage_kind(name), _STAGES, 'stage')]
     return _StageSpec(notebooks_folder()/f'{notebook}.ipynb', settings, module.run)
 
+# %% ../../nbs/pipeline/01_stages.ipynb #ff4b14c6
+_PLAIN = dict(scale=[1.0, 1.0], jitter=0.0, style='none', class_mix=False, consistency=0.0)   # images come again
+
+def _check_images_recur(config: RunConfig, stage: str, settings):
+    "Raise `InputError` where maps would be kept of images that never come again."
+    changed = {name: getattr(settings, name) for name, value in _PLAIN.items() if getattr(settings, name, value) != value}
+    if changed or config.crop != config.size:
+        raise InputError(f"keep_maps=true with {changed or 'crops'} of stage {stage}", "images that come again",
+                         f"set these to {_PLAIN} and leave out crop sizes, or set keep_maps=false")
+
 # %% ../../nbs/pipeline/01_stages.ipynb #de8d5e55
 def check_config(config: RunConfig):
     "Raise `InputError` for settings, classes, a device or domains that cannot be."
@@ -68,7 +78,9 @@ def check_config(config: RunConfig):
     for name in config.settings.get('training', {}):
         check_name(name, {f.name for f in fields(TrainSettings)}, 'setting of training')
     for name in stage_names(config):
-        stage_settings(stage_spec(name).settings, config, name)
+        settings = stage_settings(stage_spec(name).settings, config, name)
+        if config.keep_maps:
+            _check_images_recur(config, name, settings)
     label_space(config)
     pick_device(config.device)
     open_domains(config)

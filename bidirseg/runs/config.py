@@ -109,6 +109,9 @@ def _check_config_values(config: 'RunConfig'):
     if config.freeze_backbone and config.weights is None:
         raise InputError("freeze_backbone=true without weights", "a backbone that has learnt something",
                          "set weights, a name or a file, or freeze_backbone=false")
+    if config.keep_maps and not config.freeze_backbone:
+        raise InputError("keep_maps=true with a backbone that learns", "one that says the same of an image every time",
+                         "set freeze_backbone=true, or keep_maps=false")
 
 # %% ../../nbs/runs/00_config.ipynb #26899830
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class RunConfig:
     backbone: str = 'resnet18'
     weights: 'str | None' = None        # torchvision's name of pretrained weights, timm's 'pretrained', a file, or none
     freeze_backbone: bool = False       # only the head learns
+    keep_maps: bool = False             # what a frozen vision transformer says of an image is kept on disk, for all runs
     output_stride: int = 16
     feature_dim: 'int | None' = None    # channels of the feature before the classifier; none: as the backbone suggests
     seed: int = 0

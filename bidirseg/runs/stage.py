@@ -23,10 +23,10 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import (InputError, atomic_path, commit, fingerprint, load_json, load_torch, peak_memory,
+from ..core import (InputError, atomic_path, cache_dir, commit, fingerprint, load_json, load_torch, peak_memory,
                            pick_device, progress, save_json, save_torch, versions)
 from ..data import ImageSet, LabelSpace, Samples
-from ..models import load_checkpoint
+from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
 from .domains import open_images
 
@@ -100,7 +100,9 @@ def path(self: Stage, artefact: str) -> Path:   # such as 'warmup/model.pt'
 @patch
 def load_model(self: Stage, stage: str) -> nn.Module:
     "The network that another stage handed on, in eval mode on the run's device."
-    return load_checkpoint(self.path(f'{stage}/model.pt'), self.device)[0]
+    model = load_checkpoint(self.path(f'{stage}/model.pt'), self.device)[0]
+    return keep_maps(model, cache_dir()/'maps') if self.config.keep_maps else model
+
 @patch
 def load_json(self: Stage, artefact: str):
     "What another stage wrote as JSON, such as its record: 'prototypes/stage.json'."
