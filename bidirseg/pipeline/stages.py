@@ -22,6 +22,7 @@ import bidirseg
 from .. import distillation, evaluation, prototypes, pseudo_labels, reweighting, self_training, warmup
 from ..core import InputError, check_name, pick_device
 from ..data import LABEL_SPACES, description_space, open_domain, read_description
+from ..models import build_backbone
 from . import check
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, full_paths, is_finished, label_space, load_preset, load_run,
@@ -81,6 +82,8 @@ def check_config(config: RunConfig):
         settings = stage_settings(stage_spec(name).settings, config, name)
         if config.keep_maps:
             _check_images_recur(config, name, settings)
+        if name == 'prototypes' and settings.features != 'warmup':
+            build_backbone(settings.features, settings.features_weights)   # weights that cannot be had
     label_space(config)
     pick_device(config.device)
     open_domains(config)
