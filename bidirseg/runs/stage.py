@@ -32,7 +32,7 @@ from .domains import open_images
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'deterministic', 'description', 'chosen_on', 'rounds',
-               'oracle', 'preset', 'data_root')
+               'oracle', 'preset', 'data_root', 'keep_maps')
 
 def _stage_params(config: RunConfig, settings) -> dict:
     "What a stage's result depends on, of the run and of its own settings."
