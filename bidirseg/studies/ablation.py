@@ -37,10 +37,14 @@ def _labelled_by(covariance_type: str, n_components: int, adapt_steps: int = 0) 
     form = dict(covariance_type=covariance_type, n_components=n_components, adapt_steps=adapt_steps)
     return as_changes(dict(prototypes=form, pseudo_labels=_BY_PROTOTYPES))
 
+_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, whiten=0)
+
 _LABEL_VARIANTS = {   # name -> changes
     'softmax': _changes(pseudo_labels=_BY_NETWORK),
     'softmax_half': _changes(pseudo_labels=dict(_BY_NETWORK, keep=.5)),
     'half': _changes(pseudo_labels=dict(keep=.5)),
+    'one_prototype': _changes(prototypes=dict(n_components=1)),
+    'own_features': _changes(prototypes=_OWN_FEATURES),
     'isotropic_single': _labelled_by('spherical', 1),
     'isotropic_multiple': _labelled_by('spherical', 8),
     'anisotropic_single': _labelled_by('diag', 1),
@@ -85,8 +89,8 @@ VARIANTS = {   # name -> the last stage, changes
     'statistics_only': ('warmup', _changes(warmup=dict(style='none', adapt_bn=True))),
     'warmup': ('warmup', []),
     **{name: ('last', sets) for name, sets in _LABEL_VARIANTS.items()},
-    'paper': ('last', ['rounds=2', *_changes(prototypes=PAPER['prototypes'], pseudo_labels=_PUBLISHED_LABELS,
-                                            **_PUBLISHED_TRAINING)]),
+    'paper': ('last', ['rounds=2', *_changes(prototypes={**PAPER['prototypes'], **_OWN_FEATURES},
+                                            pseudo_labels=_PUBLISHED_LABELS, **_PUBLISHED_TRAINING)]),
     **{name: ('last', sets) for name, sets in _PART_VARIANTS.items()},
     'distillation_none': ('self_training', ['rounds=0']),
     'full': ('last', []),

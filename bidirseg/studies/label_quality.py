@@ -43,6 +43,8 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'diagonal, K = 1': dict(n_components=1),
     'diagonal, K = 3': dict(n_components=3),
     'diagonal, K = 8': dict(),
+    'diagonal, K = 1, and the network': dict(_BOTH, adapt_steps=0, n_components=1),
+    'diagonal, K = 8, and the network': dict(_BOTH, adapt_steps=0),
     'adapted': dict(adapt_steps=10),
     'adapted, no class prior': dict(adapt_steps=10, class_prior=False),
     'adapted, density': dict(adapt_steps=10, score='density'),

@@ -77,6 +77,9 @@ DEVIATIONS = [   # published code, here, reason
      'a channel silent on the source outvotes all others once it is active on the target'),
     ('labels by the prototypes alone', 'by prototypes, network or both at one temperature',
      'which labels best depends on the data; see the results'),
+    ("prototypes in the network's own features",
+     'optionally in those of a frozen foundation model, whitened (`prototypes.features`)',
+     'there several prototypes a class label better than one; see the results'),
     ('the target as dark as it is', 'optionally brightened by one number to the mean of the source '
      '(`warmup.brightness_match`)', 'dusk is dark'),
     ('pseudo labels on target images', 'optionally on target images with source classes pasted in '
