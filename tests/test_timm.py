@@ -77,8 +77,9 @@ def test_every_stage_with_a_small_network_of_timm(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings('ignore')
 def test_a_frozen_transformer_learns_nothing(tmp_path, vit_file, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path/'cache'))
-    run_dir = small_run(tmp_path/'run', backbone=VIT, weights=vit_file, freeze_backbone=True,
-                        settings=tables(prototypes=dict(features=VIT, features_weights=vit_file)))
+    run_dir = small_run(tmp_path/'run', backbone=VIT, weights=vit_file, freeze_backbone=True, keep_maps=True,
+                        settings=tables(training=dict(scale=[1.0, 1.0], jitter=0.0), warmup=dict(style='none'),
+                                        prototypes=dict(features=VIT, features_weights=vit_file)))
     for stage in (warmup, prototypes, pseudo_labels):
         stage.run(run_dir)
     model, _ = load_checkpoint(stage_dir(run_dir, 'warmup')/'model.pt')
@@ -87,4 +88,4 @@ def test_a_frozen_transformer_learns_nothing(tmp_path, vit_file, monkeypatch):
         assert torch.equal(trained[f'backbone.net.{name}'], value.float()), name
     assert not torch.equal(trained['decoder.first.0.weight'], fresh['decoder.first.0.weight'])
     assert [group['name'] for group in parameter_groups(model, 1.0) if group['params']] == ['head']
-    assert len(maps_below(tmp_path/'cache')) == 16
+    assert 16 <= len(maps_below(tmp_path/'cache')) <= 32   # 8 images of each domain, and some mirrored

@@ -87,7 +87,8 @@ class FrozenFeatures(nn.Module):
         logits = self.model(images).logits
         maps = self.maps(images)
         if self.whitening is not None:
-            maps = self.whitening(maps.movedim(1, -1)).movedim(-1, 1)
+            with torch.autocast(maps.device.type, enabled=False):   # as the rows that it was fitted to
+                maps = self.whitening(maps.movedim(1, -1)).movedim(-1, 1)
         return SegmentationOutput(F.interpolate(maps, logits.shape[2:], mode='bilinear'), logits)
 
 # %% ../../nbs/models/05_frozen.ipynb #54bb4af2
