@@ -86,8 +86,8 @@ def frozen_maps(device: torch.device, features: str, weights: str | None,
 def fit_whitening(rows: dict[int, Tensor],  # class -> (n, d) features
                   channels: int,            # main axes that are kept, at most d
                   ) -> nn.Linear:           # d -> channels
-    "The main axes of features, each brought to a standard deviation of one."
-    every = torch.cat(list(rows.values()))
+    "The main axes of features, at most 5,000 of each class, each brought to a standard deviation of one."
+    every = torch.cat([features[:5000] for features in rows.values()])
     if channels > min(every.shape):
         raise InputError(f"whiten={channels} for {len(every)} features of {every.shape[1]} channels",
                          "at most as many axes as there are features and channels", f"set whiten={min(every.shape)}")
@@ -108,6 +108,15 @@ def load_whitening(path: Path) -> nn.Linear | None:   # None: no file
     return whitening
 
 # %% ../nbs/03_prototypes.ipynb #7ff579d6
+def _check_mixture(settings: 'PrototypesSettings'):
+    "Raise `InputError` for a mixture that cannot be."
+    check_name(settings.covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
+    least = dict(n_components=1, rows_per_class=1, target_rows=1)
+    for name in (*least, 'max_iter', 'reg_covar', 'adapt_steps', 'relevance_factor'):
+        value = getattr(settings, name)
+        if not value >= least.get(name, 0):
+            raise InputError(f"{name}={value}", f"at least {least.get(name, 0)}", f"raise {name}")
+
 def _check_features(settings: 'PrototypesSettings'):
     "Raise `InputError` for a frozen backbone without weights, or its settings without one."
     own = settings.features == 'warmup'
@@ -116,7 +125,7 @@ def _check_features(settings: 'PrototypesSettings'):
                          "weights for a frozen backbone, and for nothing else",
                          "name both, such as features=timm/vit_small_patch14_dinov2 and a file, or neither")
     if own and (settings.whiten or settings.features_scale != 1):
-        raise InputError(f"whiten={settings.whiten} and features_scale={settings.features_scale} with features='warmup'",
+        raise InputError(f"whiten={settings.whiten}, features_scale={settings.features_scale} and features='warmup'",
                          "a frozen backbone for them", "name one in features, or leave both out")
     if settings.whiten < 0 or settings.features_scale <= 0:
         raise InputError(f"whiten={settings.whiten}, features_scale={settings.features_scale}",
@@ -139,15 +148,11 @@ class PrototypesSettings(StageSettings):
     features: str = 'warmup'            # the warm-up model's, or those of a frozen backbone, such as timm/NAME
     features_weights: 'str | None' = None   # of a frozen backbone: a name or a file
     features_scale: float = 1.0         # images are enlarged by this for a frozen backbone
-    whiten: int = 0                     # main axes of its features that are kept and brought to one scale; 0: as they are
+    whiten: int = 0                     # main axes of its features that are kept, at one scale; 0: features as they are
 
     def __post_init__(self):
         _check_features(self)
-        check_name(self.covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
-        least = dict(n_components=1, rows_per_class=1, target_rows=1)
-        for name in (*least, 'max_iter', 'reg_covar', 'adapt_steps', 'relevance_factor'):
-            if not getattr(self, name) >= least.get(name, 0):
-                raise InputError(f"{name}={getattr(self, name)}", f"at least {least.get(name, 0)}", f"raise {name}")
+        _check_mixture(self)
 
     def inputs(self, stage) -> list[str]:
         return ['source', 'target', 'warmup/model.pt']

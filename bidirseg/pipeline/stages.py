@@ -66,7 +66,8 @@ _PLAIN = dict(scale=[1.0, 1.0], jitter=0.0, style='none', class_mix=False, consi
 
 def _check_images_recur(config: RunConfig, stage: str, settings):
     "Raise `InputError` where maps would be kept of images that never come again."
-    changed = {name: getattr(settings, name) for name, value in _PLAIN.items() if getattr(settings, name, value) != value}
+    own = {name: getattr(settings, name, plain) for name, plain in _PLAIN.items()}
+    changed = {name: value for name, value in own.items() if value != _PLAIN[name]}
     if changed or config.crop != config.size:
         raise InputError(f"keep_maps=true with {changed or 'crops'} of stage {stage}", "images that come again",
                          f"set these to {_PLAIN} and leave out crop sizes, or set keep_maps=false")

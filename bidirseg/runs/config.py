@@ -106,6 +106,10 @@ def _check_config_values(config: 'RunConfig'):
         raise InputError(f"rounds={config.rounds}", "0 or more rounds of distillation", "set rounds=2")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads}", "at least one thread, or none for all cores", "set threads=1")
+    _check_frozen(config)
+
+def _check_frozen(config: 'RunConfig'):
+    "Raise `InputError` for a frozen backbone that knows nothing, or maps of one that learns."
     if config.freeze_backbone and config.weights is None:
         raise InputError("freeze_backbone=true without weights", "a backbone that has learnt something",
                          "set weights, a name or a file, or freeze_backbone=false")
@@ -135,7 +139,7 @@ class RunConfig:
     backbone: str = 'resnet18'
     weights: 'str | None' = None        # torchvision's name of pretrained weights, timm's 'pretrained', a file, or none
     freeze_backbone: bool = False       # only the head learns
-    keep_maps: bool = False             # what a frozen vision transformer says of an image is kept on disk, for all runs
+    keep_maps: bool = False             # what a frozen vision transformer says of an image is kept, for all runs
     output_stride: int = 16
     feature_dim: 'int | None' = None    # channels of the feature before the classifier; none: as the backbone suggests
     seed: int = 0

@@ -154,7 +154,7 @@ def label_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows o
 # %% ../../nbs/studies/02_label_quality.ipynb #80efde65
 def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
     "The mIoU of all labels and of the kept half, method by method; lines are the spread over seeds."
-    fig, axes = plt.subplots(1, len(tables), figsize=(3.6 * len(tables) + 2, 3.6), dpi=65, sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(tables), figsize=(2.6 * len(tables) + 2, 3.8), dpi=65, sharey=True, squeeze=False)
     styles = (('miou', 'all pixels', '0.5'), ('miou_kept', 'the kept half', 'tab:blue'))
     for ax, (title, rows) in zip(axes[0], tables.items()):
         by_method = groupby(rows, itemgetter('method'))
