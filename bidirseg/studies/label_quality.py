@@ -156,19 +156,21 @@ def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
     "The mIoU of all labels and of the kept half, method by method; lines are the spread over seeds."
     fig, axes = plt.subplots(1, len(tables), figsize=(2.6 * len(tables) + 2, 3.8), dpi=65, sharey=True, squeeze=False)
     styles = (('miou', 'all pixels', '0.5'), ('miou_kept', 'the kept half', 'tab:blue'))
+    found = {row['method'] for rows in tables.values() for row in rows}
+    names = [name for name in METHODS if name in found][::-1]   # drawn from the bottom up
     for ax, (title, rows) in zip(axes[0], tables.items()):
         by_method = groupby(rows, itemgetter('method'))
-        names = list(by_method)[::-1]   # drawn from the bottom up
+        places = [y for y, name in enumerate(names) if name in by_method]
         for key, label, color in styles:
-            of_seeds = [_in_percent(by_method[name], key) for name in names]
+            of_seeds = [_in_percent(by_method[names[y]], key) for y in places]
             means = [np.mean(values) for values in of_seeds]
             spreads = [np.std(values, ddof=len(values) > 1) for values in of_seeds]
-            ax.errorbar(means, range(len(names)), xerr=spreads, fmt='o', ms=4, color=color, label=label)
+            ax.errorbar(means, places, xerr=spreads, fmt='o', ms=4, color=color, label=label)
         ax.set_yticks(range(len(names)), names)
         ax.set(xlabel='mIoU, %', title=title)
         ax.grid(alpha=.4)
-    axes[0, 0].legend(fontsize=7, loc='upper center')
     fig.tight_layout()
+    fig.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=7, loc='lower left')
     return fig
 
 # %% ../../nbs/studies/02_label_quality.ipynb #6666d458
