@@ -363,7 +363,8 @@ def _pretrained_timm(name: str, output_stride: int) -> nn.Module:
     except OSError as error:
         raise InputError(f"weights of {TIMM}{name} could not be had ({str(error)[:200]})",
                          "timm's weights in the cache of huggingface_hub, or a network",
-                         "set weights=none for a random start, or weights=FILE, a file fetched elsewhere") from None
+                         "name a file that was fetched elsewhere (weights=FILE, "
+                         "prototypes.features_weights=FILE), or set weights=none for a random start") from None
 
 # %% ../../nbs/models/00_backbones.ipynb #79af1db4
 def _build_timm(name: str, weights: str | None, output_stride: int) -> nn.Module:
