@@ -18,7 +18,7 @@ import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from .core import InputError, cache_dir, check_name, load_torch, save_json, save_torch, spaced_indices, stream
+from .core import InputError, check_name, load_torch, save_json, save_torch, spaced_indices, stream
 from .data import LabelSpace, Samples
 from .mixture import ClassPrototypes, Reservoir, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
@@ -79,7 +79,7 @@ def frozen_maps(device: torch.device, features: str, weights: str | None,
     "Maps of the network in whose space the prototypes live; None for that of the warm-up."
     if features == 'warmup':
         return None
-    return FrozenMaps(build_backbone(features, weights, 32).to(device), scale, cache_dir()/'maps')
+    return FrozenMaps(build_backbone(features, weights, 32).to(device), scale)
 
 # %% ../nbs/03_prototypes.ipynb #77db041b
 @torch.no_grad()

@@ -7,24 +7,18 @@ __all__ = ['FrozenMaps', 'keep_maps', 'FrozenFeatures', 'with_features']
 
 # %% ../../nbs/models/05_frozen.ipynb #a8c528df
 import hashlib
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import InputError, atomic_path
+from ..core import InputError, atomic_path, cache_dir
 from .backbones import ViTBackbone
 from .deeplab import SegmentationOutput
+from .inference import rescale
 
 # %% ../../nbs/models/05_frozen.ipynb #d20f85b6
-def _enlarge(images: Tensor, scale: float) -> Tensor:   # (b, 3, h, w) -> (b, 3, scale * h, scale * w)
-    "Images at another scale, smoothed where they shrink."
-    if scale == 1:
-        return images
-    return F.interpolate(images, scale_factor=scale, mode='bilinear', antialias=True)
-
 def _weights_hash(network: nn.Module) -> str:   # 16 hexadecimal digits
     "What tells the weights of a network from others."
     digest = hashlib.sha256()
@@ -38,38 +32,31 @@ class FrozenMaps:
     "The coarse maps of a backbone that does not learn: (b, 3, h, w) normalised images -> (b, d, h', w')."
     def __init__(self, backbone: nn.Module,       # from build_backbone
                  scale: float = 1.0,              # images are enlarged by this first
-                 folder: Path | None = None,      # of maps of all backbones; None: nothing is kept
                  ):
         self.backbone, self.scale = backbone.eval(), scale
-        self.folder = folder and folder/_weights_hash(backbone)
+        self.folder = cache_dir()/'maps'/_weights_hash(backbone)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:   # float32
         return torch.cat([self._map_of(image[None]) for image in images]).float()
 
-    def _compute(self, image: Tensor) -> Tensor:   # (1, 3, h, w) -> (1, d, h', w') half precision
-        return self.backbone(_enlarge(image, self.scale))[1].half()
-
-    def _map_of(self, image: Tensor) -> Tensor:
-        if self.folder is None:
-            return self._compute(image)
+    def _map_of(self, image: Tensor) -> Tensor:   # (1, 3, h, w) -> (1, d, h', w') half precision
         content = image.cpu().contiguous().numpy().tobytes()
         name = hashlib.sha256(f'{self.scale} {tuple(image.shape)}'.encode() + content).hexdigest()[:24]
         path = self.folder/name[:2]/f'{name}.npy'
         if not path.exists():
             with atomic_path(path) as tmp:
-                np.save(tmp, self._compute(image).cpu().numpy())
+                np.save(tmp, self.backbone(rescale(image, self.scale))[1].half().cpu().numpy())
         return torch.from_numpy(np.load(path)).to(image.device)
 
 # %% ../../nbs/models/05_frozen.ipynb #a0b61d25
 def keep_maps(model: nn.Module,   # from build_model, changed in place
-              folder: Path,       # of maps of all backbones
               ) -> nn.Module:     # `model`
     "Let a network with a frozen vision transformer keep its coarse maps; raises `InputError` for any other."
     if not (model.freeze_backbone and isinstance(model.backbone, ViTBackbone)):
         raise InputError(f"keep_maps with {model.build_args}", "a plain vision transformer that is frozen",
                          "set keep_maps=false, or backbone=timm/vit_small_patch14_dinov2 and freeze_backbone=true")
-    model.maps = FrozenMaps(model.backbone, folder=folder)
+    model.maps = FrozenMaps(model.backbone)
     return model
 
 # %% ../../nbs/models/05_frozen.ipynb #e6e63f8e

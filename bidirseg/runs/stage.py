@@ -23,7 +23,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import (InputError, atomic_path, cache_dir, commit, fingerprint, load_json, load_torch, peak_memory,
+from ..core import (InputError, atomic_path, commit, fingerprint, load_json, load_torch, peak_memory,
                            pick_device, progress, save_json, save_torch, versions)
 from ..data import ImageSet, LabelSpace, Samples
 from ..models import keep_maps, load_checkpoint
@@ -101,7 +101,7 @@ def path(self: Stage, artefact: str) -> Path:   # such as 'warmup/model.pt'
 def load_model(self: Stage, stage: str) -> nn.Module:
     "The network that another stage handed on, in eval mode on the run's device."
     model = load_checkpoint(self.path(f'{stage}/model.pt'), self.device)[0]
-    return keep_maps(model, cache_dir()/'maps') if self.config.keep_maps else model
+    return keep_maps(model) if self.config.keep_maps else model
 
 @patch
 def load_json(self: Stage, artefact: str):

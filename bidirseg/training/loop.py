@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..core import (
-    InputError, autocast, cache_dir, check_name, progress, save_json, save_torch, seeded, spaced_indices)
+    InputError, autocast, check_name, progress, save_json, save_torch, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, thumbnail
@@ -420,7 +420,7 @@ def init_model(config: RunConfig, device: torch.device) -> nn.Module:
                         output_stride=config.output_stride, feature_dim=config.feature_dim, seed=config.seed,
                         freeze_backbone=config.freeze_backbone)
     if config.keep_maps:
-        keep_maps(model, cache_dir()/'maps')
+        keep_maps(model)
     return model.to(device, memory_format=torch.channels_last)
 
 # %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
