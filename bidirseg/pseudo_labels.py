@@ -43,7 +43,6 @@ class PseudoLabeler:
     label_source: str = 'prototypes'
     score: str = 'density'
     mirror: bool = False                # look at the mirror image too
-    prototype_weight: float = 1.0       # of the prototypes' log posterior, beside the network
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, Tensor]:
         features, logits = predict_features(self.model, image, self.mirror)
@@ -53,8 +52,7 @@ class PseudoLabeler:
             return labels[0].cpu(), scores[0].cpu()
         log_posterior = logits.log_softmax(1)
         if self.label_source == 'both':
-            by_prototypes = prototype_log_posterior(self.prototypes, features, self.temperature)
-            log_posterior = log_posterior + self.prototype_weight * by_prototypes
+            log_posterior = log_posterior + prototype_log_posterior(self.prototypes, features, self.temperature)
         labels, scores = best_class(upsample(log_posterior, size).flatten(2), None, self.score)
         return labels[0].view(size).cpu(), scores[0].view(size).cpu()
 
@@ -104,7 +102,6 @@ LABEL_SOURCES = ('prototypes', 'network', 'both')
 class PseudoLabelSettings(StageSettings):
     "Settings of the pseudo labels."
     label_source: str = 'prototypes'  # who labels: prototypes (the paper), network (softmax) or both
-    prototype_weight: float = 1.0     # of the prototypes' log posterior beside the network's, > 0
     score: str = 'density'            # what says how sure a label is: density, margin or posterior
     keep: float = 0.5                 # share of the pixels that is kept; more where scores tie
     per_class: bool = False           # keep this share of each label's pixels rather than of all
@@ -119,9 +116,6 @@ class PseudoLabelSettings(StageSettings):
                              "margin or posterior: a network has no density", "set score=margin")
         if not 0 < self.keep <= 1:
             raise InputError(f"keep={self.keep}", "a share in (0, 1]", "set keep=0.5")
-        if self.prototype_weight <= 0:
-            raise InputError(f"prototype_weight={self.prototype_weight}", "a weight above 0",
-                             "set prototype_weight=1.0, or label_source=network")
 
     def inputs(self, stage) -> list[str]:
         "Target images, never their labels; the warm-up model and its prototypes."
@@ -182,9 +176,8 @@ def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, m
         update_bn(model, target)
     model = as_prototypes_see(stage, model)
     prototypes = ClassPrototypes.load(stage.path('prototypes/prototypes.pt')).to(stage.device)
-    temperature = stage.load_json('prototypes/prototypes.json')['temperature']
-    return PseudoLabeler(model, prototypes, temperature, settings.label_source, settings.score, settings.mirror,
-                         settings.prototype_weight)
+    return PseudoLabeler(model, prototypes, stage.load_json('prototypes/prototypes.json')['temperature'],
+                         settings.label_source, settings.score, settings.mirror)
 
 # %% ../nbs/04_pseudo_labels.ipynb #70e66a06
 def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  # the stage's folder

@@ -31,7 +31,7 @@ from .published import PAPER
 
 # %% ../../nbs/studies/02_label_quality.ipynb #bed9967d
 _SOFTMAX = dict(label_source='network', score='posterior')
-_BOTH = dict(label_source='both', score='posterior', adapt_steps=10, prototype_weight=1.0)
+_BOTH = dict(label_source='both', score='posterior', adapt_steps=10)
 
 METHODS = {   # name -> settings of prototypes and pseudo labels that differ from _COMMON
     'softmax of the network': _SOFTMAX,
@@ -45,12 +45,11 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'diagonal, K = 8': dict(),
     'diagonal, K = 1, and the network': dict(_BOTH, adapt_steps=0, n_components=1),
     'diagonal, K = 8, and the network': dict(_BOTH, adapt_steps=0),
-    'the same, at half weight': dict(_BOTH, adapt_steps=0, prototype_weight=.5),
     'adapted': dict(adapt_steps=10),
     'adapted, no class prior': dict(adapt_steps=10, class_prior=False),
     'adapted, density': dict(adapt_steps=10, score='density'),
     'adapted, and the network': _BOTH,
-    'adapted, and the network, mirrored': dict(_BOTH, mirror=True),
+    'the same, mirrored': dict(_BOTH, mirror=True),
 }
 _COMMON = dict(label_source='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0,
                class_prior=True, score='margin', threshold=None, mirror=False)
@@ -112,8 +111,7 @@ def _make_labeler(features: _Features, prototypes: PrototypesSettings, labels: P
     "Fit prototypes to features, and label with them."
     fitted = fit_prototypes(features.rows, features.target_rows, prototypes, num_classes, seed)
     temperature = network_temperature(fitted, features.target_rows, features.target_logits)
-    return PseudoLabeler(features.seen, fitted, temperature, labels.label_source, labels.score, labels.mirror,
-                         labels.prototype_weight)
+    return PseudoLabeler(features.seen, fitted, temperature, labels.label_source, labels.score, labels.mirror)
 
 # %% ../../nbs/studies/02_label_quality.ipynb #296ec765
 def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
