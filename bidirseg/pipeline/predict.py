@@ -16,6 +16,7 @@ from torch import nn
 from .. import evaluation
 from ..core import InputError, atomic_path, check_name, pick_device
 from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, image_files, open_domain, open_rgb
+from ..judgement import read_judgement
 from ..models import build_model, is_checkpoint, load_checkpoint, load_published, predict
 from ..runs import RunConfig, label_space, load_run, open_images, set_up_torch, stage_dir, trained_stages
 
@@ -62,17 +63,20 @@ def _load_file(path: Path) -> Segmenter:
     return Segmenter(model, label_space(config), config.size, path.name, config)
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6c7ecacd
-def _last_stage(run_dir: Path) -> str:
-    "The stage whose model a user means: the last; the oracle only where there is no other."
+def _chosen_stage(run_dir: Path) -> str:
+    "The stage whose model a user means: the judge's choice, or the last; the oracle only where there is no other."
     names = trained_stages(run_dir)
     if not names:
         raise InputError(f"{run_dir} has no trained model yet", "a run with at least one training stage done",
                          "go on with the run first")
+    judged = read_judgement(run_dir)
+    if judged and judged['model'] in names:
+        return judged['model']
     return ([name for name in names if name != 'oracle'] or names)[-1]
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6474ace8
 def load(path: str | Path,           # a run directory, or a checkpoint file, ours or a published one
-         stage: str | None = None,   # of a run; None: the last
+         stage: str | None = None,   # of a run; None: the judge's choice, or the last
          ) -> Segmenter:
     "A trained model with `.predict(image or folder)` and `.classes`."
     path = Path(path)
@@ -83,8 +87,8 @@ def load(path: str | Path,           # a run directory, or a checkpoint file, ou
         return _load_file(path)
     if not path.exists():
         raise InputError(f"no {path}", "a run directory or a checkpoint file", "check the path")
-    config, last = load_run(path), _last_stage(path)
-    stage = check_name(stage or last, trained_stages(path), 'trained stage')
+    config, chosen = load_run(path), _chosen_stage(path)
+    stage = check_name(stage or chosen, trained_stages(path), 'trained stage')
     set_up_torch(config)
     model = load_checkpoint(stage_dir(path, stage)/'model.pt', pick_device(config.device))[0]
     return Segmenter(model, label_space(config), config.size, stage, config)

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from ..core import atomic_path, load_json
 from ..evaluation import gap_closed
+from ..judgement import judgement_text, read_judgement
 from ..runs import (RunConfig, html_figure, html_page, html_table, load_run, markdown, mean_spread,
                            percent, render, stage_dir, stage_kind, stage_names)
 
@@ -97,10 +98,13 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
 def score_text(run_dir: Path) -> str:
     "The scores of a run as text."
     results = _read_scores(run_dir)
+    judged = read_judgement(run_dir)
+    said = [judgement_text(judged)] if judged else []
     if not results:
-        return 'no labelled target images, so no scores: look at the pictures'
+        return '\n\n'.join([*said, 'no labelled target images, so no scores: look at the pictures'])
     published = _compare_published(load_run(run_dir), results)
-    return '\n\n'.join(markdown(*table) for table in (_score_rows(results), published) if table)
+    tables = [markdown(*table) for table in (_score_rows(results), published) if table]
+    return '\n\n'.join([*tables, *said])
 
 # %% ../../nbs/pipeline/02_report.ipynb #4860247e
 def _read_records(run_dir: Path) -> dict[str, dict]:   # stage -> its record
@@ -126,6 +130,7 @@ _CAPTIONS = {
     'prototypes': {'prototypes.png': 'Features and prototypes'},
     'pseudo_labels': {'labels.png': 'Pseudo labels of target images'},
     'reweighting': {'weights.png': 'Transferability maps of source images'},
+    'judgement': {'judgement.png': 'Target images, the labels of the judge, and those of the first and the last model'},
     'evaluation': {'before_after.png': 'Before and after, on target images never trained on',
                    'classes.png': 'IoU per class', 'confusion.png': 'Confusion of the last model'},
 }
@@ -161,10 +166,15 @@ reads it.)</p>
 {% else %}
 <p>There are no labelled target images, so there are no scores.</p>
 {% endif %}
+{% if judged %}
+<h2>Did adaptation help?</h2>
+<p>{{ judged }}</p>
+{{ figures.judgement }}
+{% endif %}
 {{ figures.evaluation }}
 {% if results %}<h2>IoU of each class, %</h2>{{ classes }}{% endif %}
 <h2>Stages</h2>
-{% for name, shown in figures.items() if name != 'evaluation' and shown %}
+{% for name, shown in figures.items() if name not in ('evaluation', 'judgement') and shown %}
 <h3>{{ name.replace('_', ' ') }}</h3>{{ shown }}
 {% endfor %}
 <h2>Time and memory</h2>
@@ -189,11 +199,12 @@ def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir = Path(run_dir)
     config, records, results = load_run(run_dir), _read_records(run_dir), _read_scores(run_dir)
-    pseudo = stage_dir(run_dir, 'evaluation')/'pseudo_labels.json'
+    pseudo, judged = stage_dir(run_dir, 'evaluation')/'pseudo_labels.json', read_judgement(run_dir)
     cost = html_table(['stage', 'seconds', 'peak memory, MB', 'GPU memory, MB'], _cost_rows(records))
     body = render(_REPORT, config=config, last=records['evaluation'], results=results, cost=cost,
                   seconds=sum(record['seconds'] for record in records.values()),
                   pseudo=load_json(pseudo) if pseudo.exists() else None,
+                  judged=judgement_text(judged) if judged else None,
                   figures={name: _stage_figures(run_dir, name) for name in records},
                   settings=json.dumps(asdict(config), indent=1), **_score_parts(config, results))
     with atomic_path(run_dir/'report.html') as tmp:

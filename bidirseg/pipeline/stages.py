@@ -19,7 +19,7 @@ from typing import Callable, NamedTuple
 import papermill
 
 import bidirseg
-from .. import distillation, evaluation, prototypes, pseudo_labels, reweighting, self_training, warmup
+from .. import distillation, evaluation, judgement, prototypes, pseudo_labels, reweighting, self_training, warmup
 from ..core import InputError, check_name, pick_device
 from ..data import LABEL_SPACES, description_space, open_domain, read_description
 from ..models import build_backbone
@@ -48,6 +48,7 @@ _STAGES = {   # kind of stage -> notebook, settings, module
     'self_training': ('06_self_training', self_training.SelfTrainingSettings, self_training),
     'distillation': ('07_distillation', distillation.DistillationSettings, distillation),
     'evaluation': ('08_evaluation', evaluation.EvaluationSettings, evaluation),
+    'judgement': ('09_adapt_or_not', judgement.JudgementSettings, judgement),
 }
 
 # %% ../../nbs/pipeline/01_stages.ipynb #fc932991
@@ -85,6 +86,8 @@ def check_config(config: RunConfig):
             _check_images_recur(config, name, settings)
         if name == 'prototypes' and settings.features != 'warmup':
             build_backbone(settings.features, settings.features_weights)   # weights that cannot be had
+        if name == 'judgement' and settings.network:
+            build_backbone(settings.network, settings.network_weights)
     label_space(config)
     pick_device(config.device)
     open_domains(config)

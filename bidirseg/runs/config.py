@@ -164,8 +164,9 @@ def stage_names(config: RunConfig) -> list[str]:
     "The stages of a run, in order."
     rounds = [f'distillation_{i + 1}' for i in range(config.rounds)]
     oracle = ['oracle'] if config.oracle else []
+    judgement = ['judgement'] if config.weights or config.settings.get('judgement', {}).get('network') else []
     return ['data', 'source_only', 'warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training',
-            *rounds, *oracle, 'evaluation']
+            *rounds, *oracle, 'evaluation', *judgement]
 
 # %% ../../nbs/runs/00_config.ipynb #7d4d1df9
 def label_space(config: RunConfig) -> LabelSpace:

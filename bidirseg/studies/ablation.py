@@ -17,6 +17,7 @@ import numpy as np
 
 from ..core import InputError, check_name, load_json, save_json
 from ..evaluation import gap_closed
+from ..judgement import JudgementSettings, judge_stages
 from ..pipeline.predict import evaluate_run
 from ..pipeline.stages import check_config, notebooks_folder, run_stage, stage_spec
 from ..plots import save_figure
@@ -128,7 +129,8 @@ def _reuse_stage(run_dir: Path, name: str, others: list[Path]) -> bool:   # whet
 def _needed_stages(run_dir: Path, last: str) -> list[str]:
     "What must run for a stage's model, in order; 'last' is the last stage of the method that trains."
     names = stage_names(load_run(run_dir))
-    needed = {last} if last != 'last' else {[name for name in names if name not in ('oracle', 'evaluation')][-1]}
+    method = [name for name in names if name not in ('oracle', 'evaluation', 'judgement')]
+    needed = {method[-1] if last == 'last' else last}
     for name in reversed(names):   # a stage before those that it needs
         if name in needed:
             stage = Stage(run_dir, name, stage_spec(name).settings)
@@ -148,13 +150,16 @@ def _run_stages(run_dir: Path, names: list[str]) -> tuple[dict, float]:   # the 
     return record, seconds
 
 def _score(run_dir: Path, config: RunConfig, stage: str, record: dict) -> dict:
-    "The scores of a stage's model, kept in `score.json`."
+    "The scores of a stage's model, and its agreement where there is a judge, kept in `score.json`."
     evaluated = open_images(config, 'evaluation').fingerprint(), json.dumps(config.evaluation, sort_keys=True)
-    key, kept = [record['key'], *evaluated], run_dir/'score.json'
+    key, kept = [record['key'], *evaluated, 'judgement' in stage_names(config)], run_dir/'score.json'
     score = load_json(kept) if kept.exists() else {}
     if score.get('key') != key:
         found = evaluate_run(run_dir, stage)
         score = dict(key=key, **{name: found[name] for name in ('miou', 'iou', 'pixel_accuracy', 'images')})
+        if 'judgement' in stage_names(config):
+            agreed, _ = judge_stages(Stage(run_dir, 'judgement', JudgementSettings), [stage])
+            score['agreement'] = agreed[stage]
         save_json(kept, score)
     return score
 
@@ -177,7 +182,8 @@ def run_variant(preset: str, variant: str, seed: int,
         record, seconds = _run_stages(run_dir, names)
         score = _score(run_dir, config, names[-1], record)
     made_by = {name: record[name] for name in ('device', 'threads', 'machine', 'commit')}
-    return dict(variant=variant, seed=seed, miou=score['miou'], iou=score['iou'], seconds=round(seconds, 1), **made_by)
+    scored = {name: score[name] for name in ('miou', 'agreement', 'iou') if name in score}
+    return dict(variant=variant, seed=seed, **scored, seconds=round(seconds, 1), **made_by)
 
 # %% ../../nbs/studies/01_ablation.ipynb #cfd11df0
 def by_variant(rows: list[dict]) -> dict[str, dict[int, dict]]:   # variant -> seed -> row
