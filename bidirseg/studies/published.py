@@ -67,7 +67,7 @@ DEVIATIONS = [   # published code, here, reason
     ('running mean distance, in file order', 'the mean over the source', 'maps do not depend on file names'),
     ('class entropies as constants', 'measured with the warm-up model', 'other classes, other data'),
     ('distillation passes probabilities for log-probabilities and goes negative', 'the divergence itself', 'a defect'),
-    ('the best checkpoint is picked on target labels', 'the last one',
+    ('the best checkpoint is picked on target labels', 'the last one; a judge without labels may hand over source-only',
      'target labels choose no checkpoint; what they had a part in is said in each preset and its report'),
     ('teacher and scaler are not saved', 'the checkpoint holds the whole state', 'a resumed run is the same run'),
     ('data workers repeat one random stream', "a sample's randomness is named by its domain's role and its number",
