@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Judge', 'agreement', 'JudgementSettings', 'judge_stages', 'choose_model', 'read_judgement', 'judgement_text', 'run']
 
-# %% ../nbs/09_adapt_or_not.ipynb #9acff6f8
+# %% ../nbs/09_adapt_or_not.ipynb #65f0a3d6
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import InputError, load_json, save_json, spaced_indices, stream
@@ -45,7 +46,7 @@ def _fit_prototypes(maps: list[Tensor],     # (h', w', d) whitened features of e
     by_class = {c: rows[classes == c][:5000].contiguous() for c in classes.unique().tolist() if c != IGNORE}
     return ClassPrototypes.fit(by_class, _COMPONENTS, num_classes, max_iter=20, reg_covar=_FLOOR, random_state=seed)
 
-# %% ../nbs/09_adapt_or_not.ipynb #6358c921
+# %% ../nbs/09_adapt_or_not.ipynb #a2fc42fe
 class Judge:
     "Labels images by prototypes of the source in the features of a network that took no part."
     def __init__(self, network: nn.Module,   # from `build_backbone`
@@ -63,16 +64,18 @@ class Judge:
         white = [self.whitening(features) for features in maps]
         self.prototypes = _fit_prototypes(white, labels, num_classes, seed)
 
-    def label(self, target: Samples) -> list[Tensor]:   # (h', w') classes of evenly spaced images
-        "Label images of a domain, with features normalised over that domain."
-        picks = spaced_indices(len(target), self.most)
-        maps = [self.whitening(_coarse_features(self.network, target.read(i)['image'])) for i in picks]
-        spread, mean = torch.std_mean(torch.cat([features.flatten(0, 1) for features in maps]), 0)
-        labels = []
-        for features in maps:
-            rows = ((features - mean) / spread).flatten(0, 1)
-            labels.append(self.prototypes.log_joint(rows).argmax(1).view(features.shape[:2]))
-        return labels
+# %% ../nbs/09_adapt_or_not.ipynb #fa8e130c
+@patch
+def label(self: Judge, target: Samples) -> list[Tensor]:   # (h', w') classes of evenly spaced images
+    "The most likely class at every place of the coarse maps."
+    picks = spaced_indices(len(target), self.most)
+    maps = [self.whitening(_coarse_features(self.network, target.read(i)['image'])) for i in picks]
+    spread, mean = torch.std_mean(torch.cat([features.flatten(0, 1) for features in maps]), 0)
+    labels = []
+    for features in maps:
+        rows = ((features - mean) / spread).flatten(0, 1)
+        labels.append(self.prototypes.log_joint(rows).argmax(1).view(features.shape[:2]))
+    return labels
 
 # %% ../nbs/09_adapt_or_not.ipynb #ed6a4153
 def agreement(model: nn.Module,

@@ -108,6 +108,7 @@ def _check_config_values(config: 'RunConfig'):
         raise InputError(f"threads={config.threads}", "at least one thread, or none for all cores", "set threads=1")
     _check_frozen(config)
 
+# %% ../../nbs/runs/00_config.ipynb #28092f14
 def _check_frozen(config: 'RunConfig'):
     "Raise `InputError` for a frozen backbone that knows nothing, or maps of one that learns."
     if config.freeze_backbone and config.weights is None:

@@ -200,6 +200,7 @@ def _gain_text(of_seed: dict[int, dict],   # rows of a variant
     gains = [100 * (row['miou'] - base[seed]['miou']) for seed, row in of_seed.items() if seed in base]
     return mean_spread(gains) if gains else ''
 
+# %% ../../nbs/studies/01_ablation.ipynb #5c84c13e
 def gap_over_seeds(of_seed: dict[int, dict],   # rows of a variant
                    base: dict[int, dict],      # those of source-only
                    top: dict[int, dict],       # those of the oracle
