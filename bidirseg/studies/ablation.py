@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import InputError, check_name, load_json, save_json
 from ..evaluation import gap_closed
-from ..judgement import JudgementSettings, judge_stages
+from ..judgement import JudgementSettings, agreement, judge_stages
 from ..pipeline.predict import evaluate_run
 from ..pipeline.stages import check_config, notebooks_folder, run_stage, stage_spec
 from ..plots import save_figure
@@ -159,7 +159,7 @@ def _score(run_dir: Path, config: RunConfig, stage: str, record: dict) -> dict:
         score = dict(key=key, **{name: found[name] for name in ('miou', 'iou', 'pixel_accuracy', 'images')})
         if 'judgement' in stage_names(config):
             agreed, _ = judge_stages(Stage(run_dir, 'judgement', JudgementSettings), [stage])
-            score['agreement'] = agreed[stage]
+            score['agreement'] = agreement(agreed[stage])
         save_json(kept, score)
     return score
 
