@@ -36,7 +36,7 @@ def _coarse_features(network: nn.Module,   # from `build_backbone`
     images = to_device(dict(image=torch.from_numpy(image)[None]), device)['image']
     return network(rescale(images, _ROWS / image.shape[1]))[1][0].movedim(0, -1).float().cpu()
 
-# %% ../nbs/09_adapt_or_not.ipynb #d255243f
+# %% ../nbs/09_adapt_or_not.ipynb #8bed28d4
 def _fit_prototypes(maps: list[Tensor],     # (h', w', d) whitened features of each image
                     labels: list[Tensor],   # (h', w') their classes
                     num_classes: int, seed: int) -> ClassPrototypes:
@@ -45,7 +45,7 @@ def _fit_prototypes(maps: list[Tensor],     # (h', w', d) whitened features of e
     order = torch.randperm(len(rows), generator=stream(seed, 'judge'))
     rows, classes = rows[order], classes[order]
     by_class = {c: rows[classes == c][:5000].contiguous() for c in classes.unique().tolist() if c != IGNORE}
-    return ClassPrototypes.fit(by_class, _COMPONENTS, num_classes, max_iter=20, reg_covar=_FLOOR, random_state=seed)
+    return ClassPrototypes.fit(by_class, _COMPONENTS, num_classes, reg_covar=_FLOOR, random_state=seed)
 
 # %% ../nbs/09_adapt_or_not.ipynb #a2fc42fe
 class Judge:
