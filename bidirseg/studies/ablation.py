@@ -152,12 +152,13 @@ def _run_stages(run_dir: Path, names: list[str]) -> tuple[dict, float]:   # the 
 def _score(run_dir: Path, config: RunConfig, stage: str, record: dict) -> dict:
     "The scores of a stage's model, and its agreement where there is a judge, kept in `score.json`."
     evaluated = open_images(config, 'evaluation').fingerprint(), json.dumps(config.evaluation, sort_keys=True)
-    key, kept = [record['key'], *evaluated, 'judgement' in stage_names(config)], run_dir/'score.json'
+    judge = config.settings.get('judgement', {}) if 'judgement' in stage_names(config) else None
+    key, kept = [record['key'], *evaluated, judge], run_dir/'score.json'
     score = load_json(kept) if kept.exists() else {}
     if score.get('key') != key:
         found = evaluate_run(run_dir, stage)
         score = dict(key=key, **{name: found[name] for name in ('miou', 'iou', 'pixel_accuracy', 'images')})
-        if 'judgement' in stage_names(config):
+        if judge is not None:
             agreed, _ = judge_stages(Stage(run_dir, 'judgement', JudgementSettings), [stage])
             score['agreement'] = agreement(agreed[stage])
         save_json(kept, score)
