@@ -19,7 +19,7 @@ from torch import nn
 
 from .core import InputError, save_json, spaced_indices
 from .data import (CITYSCAPES13, CITYSCAPES16, IGNORE, ImageSet, LabeledImageSet, LabelSpace, Samples,
-                           images_only, open_ids)
+                           fit_to_size, images_only, open_ids)
 from .models import forward, predict, upsample
 from .plots import color_legend, escape_mathtext, image_grid, save_figure
 from .runs import Stage, StageSettings, open_stage, trained_stages
@@ -164,7 +164,7 @@ def score_pseudo_labels(folder: Path, data: LabeledImageSet, space: LabelSpace
     cm, kept, total = np.zeros((len(space), len(space)), np.int64), 0, 0
     for i, key in enumerate(data.keys):
         pseudo = open_ids(folder/f'{key}.png')
-        true = np.asarray(Image.fromarray(data.label(i)).resize(pseudo.shape[::-1], Image.NEAREST))
+        true = fit_to_size(Image.fromarray(data.label(i)), pseudo.shape, Image.NEAREST)
         compared = (pseudo != IGNORE) & (true != IGNORE)
         cm += confusion_matrix(true[compared], pseudo[compared], len(space))
         kept, total = kept + int((pseudo != IGNORE).sum()), total + pseudo.size

@@ -36,8 +36,13 @@ OPENERS = (open_rgb, open_ids, open_colors)
 
 def put_zeros(path: Path, size: tuple = (16, 16)):
     "Write a grey image of zeros."
+    put_grey(path, 0, size)
+
+
+def put_grey(path: Path, value: int, size: tuple = (16, 16)):
+    "Write a grey image of one value."
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros(size, np.uint8)).save(path)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
 
 
 def refuses(work, *about: str):
@@ -175,8 +180,8 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path):
 
 def test_names_that_are_no_text(tmp_path):
     "A file name of any bytes, and a class name with dollars, on the check's page."
-    for path in ('images/a.png', 'labels/a.png', 't/b.png'):
-        put_zeros(tmp_path/path)
+    for path, value in (('images/a.png', 90), ('labels/a.png', 0), ('t/b.png', 90)):
+        put_grey(tmp_path/path, value)
     for sub, content in (('images', b'torn'), ('labels', KINDS['PNG'])):
         Path(os.fsdecode(bytes(tmp_path/sub) + b'/\xff.png')).write_bytes(content)
     spec = dict(dataset='folder', root=str(tmp_path), name='x$')
@@ -189,7 +194,7 @@ def test_names_that_are_no_text(tmp_path):
 
 
 KEYS = ['dataset', 'name', 'root', 'images', 'labels', 'image_end', 'label_end', 'encoding', 'ignore', 'classes',
-        'slice', 'skip_missing', 'max_pixels', 'merge', 'space', 'colour']
+        'slice', 'skip_missing', 'max_pixels', 'merge', 'label_space', 'bits', 'exif', 'colour']
 VALUES = st.one_of(st.integers(-9, 999), st.booleans(), st.text(max_size=5),
                    st.lists(st.integers(-3, 300), max_size=3),
                    st.dictionaries(st.text(max_size=3), st.integers(0, 9), max_size=2))

@@ -10,12 +10,12 @@ import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'archives': ['unpack'],
-    'audit': ['findings', 'refuse_findings', 'show_domains', 'show_overlays', 'show_survey', 'survey'],
+    'audit': ['findings', 'refuse_findings', 'remarks', 'show_domains', 'show_overlays', 'show_survey', 'survey'],
     'custom': ['description_space', 'guess_description', 'read_description', 'write_description'],
     'images': ['ImageSet', 'LabeledImageSet', 'MAX_PIXELS', 'apply_gain', 'image_files', 'images_only',
         'open_colors', 'open_ids', 'open_rgb'],
     'labels': ['CITYSCAPES13', 'CITYSCAPES16', 'CITYSCAPES19', 'IGNORE', 'LABEL_SPACES', 'LabelSpace'],
-    'loading': ['Samples', 'default_workers', 'mean_brightness', 'read_maps', 'train_loader'],
+    'loading': ['Samples', 'default_workers', 'fit_to_size', 'mean_brightness', 'read_maps', 'train_loader'],
     'readers': ['READERS', 'folder', 'open_domain', 'parse_slice'],
     'scenes': ['draw_scene'],
     'transforms': ['RandomStyleTransfer', 'STYLES', 'TwoViews', 'augment', 'classmix'],

@@ -21,15 +21,21 @@ from ..core import InputError, atomic_path, progress
 # %% ../../nbs/data/04_archives.ipynb #f359619e
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz')   # how their names end
 
-# %% ../../nbs/data/04_archives.ipynb #cd4ad996
+# %% ../../nbs/data/04_archives.ipynb #6f562099
+def _with_slashes(name: str) -> str:
+    "The name of a zip's member with folders apart by slashes; some programs for Windows write backslashes."
+    return name if '/' in name else name.replace('\\', '/')
+
+# %% ../../nbs/data/04_archives.ipynb #a7b5d4f9
 def _members(path: Path) -> Iterator[tuple[str, int, Callable]]:
     "The files in a zip or tar archive: name, size in bytes, function that opens it."
     if path.suffix.lower() == '.zip':
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 is_link = stat.S_ISLNK(member.external_attr >> 16)
-                if not member.is_dir() and not is_link:
-                    yield member.filename, member.file_size, partial(archive.open, member)
+                name = _with_slashes(member.filename)
+                if not name.endswith('/') and not is_link:
+                    yield name, member.file_size, partial(archive.open, member)
     else:
         with tarfile.open(path) as archive:
             for member in archive:

@@ -5,22 +5,22 @@
 # %% auto #0
 __all__ = ['read_description', 'description_space', 'guess_description', 'write_description']
 
-# %% ../../nbs/data/05_custom.ipynb #a181e23e
-import bisect
-import colorsys
+# %% ../../nbs/data/05_custom.ipynb #1c764c03
 import json
 import os
 import tomllib
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
-from PIL import Image
 import numpy as np
 
 from ..core import InputError, atomic_path, spaced_indices
-from .images import image_files, open_colors, open_ids, opened, split_color
-from .labels import CAMVID11, CITYSCAPES19, IDD_LITE7, LabelSpace
-from .readers import CITYSCAPES_IDS, open_domain
+from .audit import findings, remarks, survey
+from .images import LabeledImageSet, image_files, opened, orientation, stored_bits
+from .labels import LabelSpace
+from .pairing import companions, guess_endings, masks_by_class
+from .readers import open_domain, own_files
+from .values import describe_values
 
 # %% ../../nbs/data/05_custom.ipynb #3d37cb33
 def _read_toml(path: Path) -> dict:
@@ -56,203 +56,36 @@ def description_space(spec: dict,                    # a description
     "The classes of a description's label maps."
     return open_domain(dict(spec, skip_missing=True, merge={}), None, True, data_root).space
 
-# %% ../../nbs/data/05_custom.ipynb #e445f680
-def _vote_on_endings(images: list[str], labels: list[str]) -> Counter:   # pair of endings -> votes
-    "How images and label maps that begin alike go on."
-    labels, votes = sorted(labels), Counter()
-    for image in images[:50]:
-        at = bisect.bisect(labels, image)
-        for label in labels[max(0, at - 1):at + 1]:
-            shared = len(os.path.commonprefix([image, label]))
-            if shared > image.rfind('/') + 1:   # more than the folder
-                votes[image[shared:], label[shared:]] += shared
-    return votes
-
-# %% ../../nbs/data/05_custom.ipynb #0ba376a9
-def _keys(names: list[str], end: str) -> set[str]:
-    "What stands before the ending."
-    return {name.removesuffix(end) for name in names if name.endswith(end)}
-
-def _stems(names: list[str]) -> set[str]:
-    "Names without their suffix."
-    return {name.rsplit('.', 1)[0] for name in names}
-
-# %% ../../nbs/data/05_custom.ipynb #15c9e277
-def _guess_endings(images: list[str], labels: list[str]) -> tuple[str, str]:
-    "How names of images and of label maps end; '' where only the suffix differs."
-    enough = .5 * min(len(images), len(labels))
-    if len(_stems(images) & _stems(labels)) >= enough:
-        return '', ''
-    for (image_end, label_end), _ in _vote_on_endings(images, labels).most_common(50):
-        shared = _keys(images, image_end) & _keys(labels, label_end)
-        if image_end and label_end and len(shared) >= enough:
-            return image_end, label_end
-    raise InputError(f"images such as {images[0]} and label maps such as {labels[0]}",
-                     "names that differ in how they end and in nothing else",
-                     "rename them so that a pair begins alike")
-
-# %% ../../nbs/data/05_custom.ipynb #298b70c7
+# %% ../../nbs/data/05_custom.ipynb #8414fb4b
 def _names(folder: Path) -> list[str]:
     "Paths of the image files inside a folder."
     return [path.relative_to(folder).as_posix() for _, path in image_files(folder)]
 
+def _split_companions(names: list[str]) -> tuple[list[str], list[str]]:
+    "Names that stand for themselves, and those that are called like another and more."
+    beside = companions([name.rsplit('.', 1)[0] for name in names])
+    stands = [name.rsplit('.', 1)[0] not in beside for name in names]
+    return [n for n, alone in zip(names, stands) if alone], [n for n, alone in zip(names, stands) if not alone]
+
+# %% ../../nbs/data/05_custom.ipynb #6bce7778
 def _describe_names(images: Path, labels: Path) -> tuple[dict, str]:   # entries, what was seen
-    "How files of two folders belong together."
-    label_names = _names(labels)
-    image_end, label_end = _guess_endings(_names(images), label_names)
-    pairs = dict(image_files(images, image_end)).keys() & dict(image_files(labels, label_end))
-    seen = f'{len(label_names)} label maps, {len(pairs)} of them with an image'
+    "How files of two folders belong together; raises `InputError` for masks that are one a class."
+    image_names, beside = _split_companions(_names(images))
+    label_names = beside if labels == images else _split_companions(_names(labels))[0]
+    if not label_names:
+        raise InputError(f"{images} given twice, and no picture in it that is called like an image and more",
+                         "label maps beside their images, such as 1_mask.png beside 1.png",
+                         "name the folder of the label maps")
+    by_class = masks_by_class(image_names, label_names)
+    if by_class:
+        raise InputError(f"one mask for each of the classes {', '.join(sorted(by_class))}, such as {label_names[0]}",
+                         "one label map an image", "write each image's masks into one PNG of ids, class by class")
+    image_end, label_end = guess_endings(image_names, label_names)
+    seen = f'{len(label_names)} label maps'
     if not image_end:
         return {}, f'{seen}; names are the same'
     entries = dict(image_end=image_end, label_end=label_end)
     return entries, f'{seen}; names end in {image_end} and {label_end}'
-
-# %% ../../nbs/data/05_custom.ipynb #5fd0a94c
-def _is_colored(image: Image.Image) -> bool:
-    "Whether any pixel of a label map has a colour that is no grey."
-    return image.mode in ('RGB', 'RGBA') and bool(np.ptp(np.asarray(image)[..., :3], -1).any())
-
-# %% ../../nbs/data/05_custom.ipynb #5d2f9005
-def _palette(image: Image.Image) -> dict[int, tuple]:   # id -> (red, green, blue)
-    "The palette inside a PNG; empty without one."
-    if image.mode != 'P':
-        return {}
-    colors = np.reshape(image.getpalette('RGB'), (-1, 3)).tolist()
-    return dict(enumerate(map(tuple, colors)))
-
-# %% ../../nbs/data/05_custom.ipynb #919ad5f7
-def _inspect(paths: list[Path]) -> tuple[bool, dict[int, tuple]]:   # colours or ids, palette
-    "Whether label maps speak in colours, and the palette they bring."
-    colored, palette = False, {}
-    for path in paths:
-        with opened(path, 'a label map') as image:
-            if image.format == 'JPEG':
-                wanted = "label maps that were kept as they are: JPEG changes values at edges"
-                raise InputError(f"{path} is a JPEG", wanted, "take the original, or write PNGs of ids")
-            palette |= _palette(image)
-            colored = colored or _is_colored(image)
-    return colored, palette
-
-# %% ../../nbs/data/05_custom.ipynb #cb9192f4
-def _count_values(paths: list[Path], colored: bool) -> Counter:   # value -> pixels
-    "How many pixels hold which value: an id, or (red, green, blue)."
-    counts, open_label = Counter(), open_colors if colored else open_ids
-    for path in paths:
-        codes, pixels = np.unique(open_label(path), return_counts=True)
-        for code, n in zip(codes.tolist(), pixels.tolist()):
-            counts[tuple(split_color(code)) if colored else code] += n
-    return counts
-
-# %% ../../nbs/data/05_custom.ipynb #e53f3ad0
-_KNOWN_SPACES = (CITYSCAPES19, CAMVID11, IDD_LITE7)
-_USUALLY_NOTHING = (0, 255, (0, 0, 0))
-
-def _space_with_colors(counts: dict,   # value -> pixels
-                       colors: dict,   # value -> (red, green, blue)
-                       ) -> LabelSpace | None:
-    "The known label space that these colours belong to."
-    n_wanted = max(2, .7 * len([value for value in counts if value not in _USUALLY_NOTHING]))
-    for space in _KNOWN_SPACES:
-        if sum(colors.get(value) in space.colors for value in counts) >= n_wanted:
-            return space
-
-# %% ../../nbs/data/05_custom.ipynb #a2864bf7
-def _plain(value):
-    "A value as a description says it: an id, or a list of red, green and blue."
-    return list(value) if isinstance(value, tuple) else value
-
-# %% ../../nbs/data/05_custom.ipynb #486b17e6
-def _name_by_color(counts: dict, colors: dict,
-                   space: LabelSpace) -> tuple[dict, list]:   # classes, ignored values
-    "Classes as a label space names them."
-    classes = {}
-    for name, color in zip(space.classes, space.colors):
-        values = [_plain(value) for value in counts if colors.get(value) == color]
-        if values:
-            classes[name] = dict(values=values, color=list(color))
-    return classes, [_plain(value) for value in counts if colors.get(value) not in space.colors]
-
-# %% ../../nbs/data/05_custom.ipynb #2702e5e9
-_UNTRAINED_IDS = {*range(34)} - {*CITYSCAPES_IDS}
-
-def _are_cityscapes_ids(counts: dict) -> bool:
-    "Whether more of the ids are trained on than not, and one is beyond the train ids."
-    trained, untrained = counts.keys() & CITYSCAPES_IDS.keys(), counts.keys() & _UNTRAINED_IDS
-    return 18 < max(counts) <= 33 and len(trained) > len(untrained)
-
-# %% ../../nbs/data/05_custom.ipynb #458c44fd
-def _name_as_cityscapes() -> tuple[dict, list]:   # classes, ignored values
-    "The classes of Cityscapes by their ids."
-    classes = {}
-    for i, train_id in CITYSCAPES_IDS.items():
-        name, color = CITYSCAPES19.classes[train_id], CITYSCAPES19.colors[train_id]
-        classes[name] = dict(values=[i], color=list(color))
-    return classes, sorted(_UNTRAINED_IDS | {255})
-
-# %% ../../nbs/data/05_custom.ipynb #2a28e039
-def _class_color(i: int) -> list[int]:
-    "A colour for class `i`, unlike the others'."
-    hue, saturation, value = .618 * i % 1, .55 + .45 * (i % 2), .9 - .3 * (i // 2 % 2)
-    return [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
-
-# %% ../../nbs/data/05_custom.ipynb #28cf2436
-def _name_by_value(counts: dict, colored: bool) -> tuple[dict, list]:   # classes, ignored values
-    "A class for every value."
-    is_mask = not colored and len(counts) == 2 and 255 in counts
-    ignore = [] if colored or is_mask else [255, *({65535} & counts.keys())]
-    values = sorted(value for value in counts if value not in ignore)
-    if not values:
-        raise InputError("label maps that are ignored everywhere", "some values beside 255",
-                         "check that these are the label maps")
-    classes = {}
-    for i, value in enumerate(values):
-        color = _plain(value) if colored else _class_color(i)
-        classes[f'class {i}'] = dict(values=[_plain(value)], color=color)
-    return classes, ignore
-
-# %% ../../nbs/data/05_custom.ipynb #c4e5fc38
-def _guess_classes(counts: dict,    # id, or (red, green, blue) -> pixels
-                   palette: dict,   # id -> (red, green, blue), of palette PNGs
-                   colored: bool,   # whether values are colours
-                   ) -> tuple[dict, list, str]:   # classes, ignored values, what the guess rests on
-    "Name the values of label maps."
-    colors = {value: value for value in counts} if colored else palette
-    space = _space_with_colors(counts, colors)
-    if space:
-        classes, ignore = _name_by_color(counts, colors, space)
-        n_colors = sum(len(entry['values']) for entry in classes.values())
-        return classes, ignore, f'{n_colors} colours of {space.name}'
-    if not colored and _are_cityscapes_ids(counts):
-        return *_name_as_cityscapes(), "ids that Cityscapes' label maps have"
-    return *_name_by_value(counts, colored), 'the values themselves: give the classes their names'
-
-# %% ../../nbs/data/05_custom.ipynb #9365213e
-def _class_lines(classes: dict, counts: Counter) -> list[str]:
-    "Each class with its values and its share of the pixels."
-    lines = []
-    for name, entry in classes.items():
-        pixels = sum(n for value, n in counts.items() if _plain(value) in entry['values'])
-        values = ', '.join(map(str, entry['values']))
-        lines.append(f'  {name}: {values}, {100 * pixels / counts.total():.1f} % of the pixels')
-    return lines
-
-# %% ../../nbs/data/05_custom.ipynb #fd01376c
-def _describe_values(labels: Path, label_end: str,
-                     sample: int) -> tuple[dict, list[str]]:   # entries, what was seen
-    "What label maps hold."
-    files = image_files(labels, label_end)   # there may be other files beside
-    paths = [files[i][1] for i in spaced_indices(len(files), sample)]
-    colored, palette = _inspect(paths)
-    counts, kind = _count_values(paths, colored), 'colours' if colored else 'ids'
-    if len(counts) > 256:
-        raise InputError(f"more than 256 different {kind} in {len(paths)} label maps of {labels}",
-                         "label maps: one value for a class",
-                         "instance ids are no classes: convert them to PNGs of class ids")
-    classes, ignore, why = _guess_classes(counts, palette, colored)
-    entries = dict(encoding='colors' if colored else 'ids', ignore=ignore, classes=classes)
-    seen = [f'{kind}, {len(counts)} of them in {len(paths)} label maps',
-            f'{len(classes)} classes by {why}', *_class_lines(classes, counts)]
-    return entries, seen
 
 # %% ../../nbs/data/05_custom.ipynb #c4897d8c
 def _check_folders(images: Path, labels: Path | None):
@@ -266,13 +99,10 @@ def _check_folders(images: Path, labels: Path | None):
         raise InputError(f"no label map in {labels}", "image files with ids or colours",
                          "check the path, or leave it out")
 
-# %% ../../nbs/data/05_custom.ipynb #8e5c4aed
+# %% ../../nbs/data/05_custom.ipynb #4b843070
 def _check_separate_folders(images: Path, labels: Path):
     "Raise `InputError` where label maps would be taken for images."
-    if images == labels:
-        raise InputError(f"{images} given twice", "a folder for the images and another for the label maps",
-                         "move the label maps to a folder of their own")
-    if labels.is_relative_to(images):
+    if labels != images and labels.is_relative_to(images):
         raise InputError(f"label maps in {labels}, inside of the images' folder {images}",
                          "two folders side by side: label maps are images, too",
                          "name the folder that holds the images alone")
@@ -291,22 +121,76 @@ def _describe_folders(images: Path, labels: Path | None) -> tuple[dict, str]:   
         entries['labels'] = labels.relative_to(root).as_posix()
     return entries, seen
 
-# %% ../../nbs/data/05_custom.ipynb #6a26c2db
+# %% ../../nbs/data/05_custom.ipynb #8861b1e3
+def _describe_bits(files: list[Path]) -> tuple[dict, list[str]]:   # entries, what was seen
+    "The bits in use of images of 16 bits; nothing for others."
+    found = [bits for bits in map(stored_bits, files) if bits]
+    if not found:
+        return {}, []
+    bits = max(found)
+    return dict(bits=bits), [f'images of 16 bits with {bits} in use: values are divided by {2**bits // 256}']
+
+# %% ../../nbs/data/05_custom.ipynb #d57fe74e
+def _unexplained(images: LabeledImageSet, i: int, exif: str) -> float:   # 0 ... 1; 1 where the label map cannot be
+    "The share of the variance of an image's colours that is left inside of its classes."
+    pixels = np.asarray(images.image(i), np.float64)
+    try:
+        labels = replace(images, exif=exif).raw_label(i, pixels.shape[:2])
+    except InputError:
+        return 1.
+    inside = sum(((pixels[labels == value] - pixels[labels == value].mean(0))**2).sum() for value in np.unique(labels))
+    return float(inside / max(1e-9, ((pixels - pixels.mean((0, 1)))**2).sum()))
+
+def _describe_exif(images: LabeledImageSet, sample: int) -> tuple[dict, list[str]]:   # entries, what was seen
+    "Whether label maps lie as their images are seen or stored; nothing where no image is turned."
+    turned = [i for i in range(len(images)) if orientation(images.items[i]) > 1]
+    if not turned:
+        return {}, []
+    picks = [turned[j] for j in spaced_indices(len(turned), sample)]
+    upright, stored = (np.mean([_unexplained(images, i, exif) for i in picks]) for exif in ('upright', 'stored'))
+    seen = f'{len(turned)} images are turned by their EXIF notes'
+    if .9 * max(upright, stored) < min(upright, stored):
+        return {}, [f'{seen}; whether their label maps are cannot be seen: write exif = "upright" or "stored"']
+    exif = 'upright' if upright < stored else 'stored'
+    return dict(exif=exif), [f'{seen}; their label maps lie as the images are {exif}, by their colours']
+
+# %% ../../nbs/data/05_custom.ipynb #1d2ae362
+def _look(spec: dict, labelled: bool, sample: int) -> list[str]:
+    "What the check says of a sample of a described folder."
+    images = open_domain(dict(spec, skip_missing=True), None, labelled)
+    report = {'': survey(images, getattr(images, 'space', None), sample)}
+    return [*(remark for _, remark in remarks(report) if not remark.startswith('ignored')),
+            *(f'to mend: {what}: {examples}' for _, what, examples in findings(report))]
+
+# %% ../../nbs/data/05_custom.ipynb #37b5e464
 def guess_description(images: str | Path,                  # a folder
                       labels: str | Path | None = None,    # a folder; None: there are no labels
-                      sample: int = 60,                    # label maps that are opened, at most
+                      sample: int = 60,                    # files that are opened, at most
                       ) -> tuple[dict, list[str]]:         # the description, and what was seen
     "Describe a folder of images and, perhaps, one of label maps, by looking at them."
     images = Path(images).resolve()
     labels = Path(labels).resolve() if labels else None
     _check_folders(images, labels)
     spec, folders_seen = _describe_folders(images, labels)
+    bits, bits_seen = _describe_bits(_sample(images, '', sample))
     if labels is None:
-        return spec, [folders_seen, 'no label maps']
+        spec |= bits
+        return spec, [folders_seen, *bits_seen, 'no label maps', *_look(spec, False, sample)]
     _check_separate_folders(images, labels)
     names, names_seen = _describe_names(images, labels)
-    values, values_seen = _describe_values(labels, names.get('label_end', ''), sample)
-    return spec | names | values, [folders_seen, names_seen, *values_seen]
+    paths = _sample(labels, names.get('label_end', ''), sample)
+    folders = list(dict.fromkeys([labels, labels.parent, images, images.parent]))
+    values, values_seen = describe_values(paths, folders)
+    spec |= names | bits | values
+    exif, exif_seen = _describe_exif(open_domain(dict(spec, skip_missing=True), None), sample)
+    spec |= exif
+    return spec, [folders_seen, *bits_seen, names_seen, *exif_seen, *values_seen, *_look(spec, True, sample)]
+
+# %% ../../nbs/data/05_custom.ipynb #fd0072f7
+def _sample(folder: Path, end: str, sample: int) -> list[Path]:
+    "Some files of a folder."
+    files, _ = own_files(folder, end, '')
+    return [files[i][1] for i in spaced_indices(len(files), sample)]
 
 # %% ../../nbs/data/05_custom.ipynb #f7234f1f
 def _toml(value) -> str:
@@ -317,13 +201,14 @@ def _toml(value) -> str:
         return json.dumps(value, ensure_ascii=False).replace('\x7f', '\\u007f')
     return str(value)
 
-# %% ../../nbs/data/05_custom.ipynb #dad1971f
+# %% ../../nbs/data/05_custom.ipynb #035c55d3
 _NOTES = dict(
     dataset='a folder of images', name='in tables and pictures',
     root='where the folders below are; relative to this file', images='folder of the images',
     labels='folder of the label maps', image_end='image names end so',
     label_end='and label maps so; before it both are alike',
-    encoding='what label maps hold: ids or colors', ignore='values that do not count')
+    encoding='what label maps hold: ids or colors', ignore='values that do not count',
+    bits='in use, of the images\' 16', exif='label maps lie as images are seen (upright) or stored')
 
 def _option_lines(spec: dict) -> list[str]:
     "A line with a note for each entry but the classes."

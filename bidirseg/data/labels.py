@@ -64,7 +64,7 @@ CAMVID11 = _label_space(
     'camvid11',
     sky=(128, 128, 128), building=(128, 0, 0), pole=(192, 192, 128), road=(128, 64, 128),
     sidewalk=(0, 0, 192), vegetation=(128, 128, 0), sign=(192, 128, 128), fence=(64, 64, 128),
-    car=(64, 0, 128), pedestrian=(230, 60, 60), bicyclist=(0, 128, 192))
+    car=(64, 0, 128), pedestrian=(64, 64, 0), bicyclist=(0, 128, 192))
 
 IDD_LITE7 = _label_space(
     'idd_lite7',

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['check', 'DataSettings', 'run']
 
-# %% ../../nbs/pipeline/00_check.ipynb #75af614f
+# %% ../../nbs/pipeline/00_check.ipynb #4564feb9
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import atomic_path, cpu_count, save_json
-from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, show_domains,
+from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, remarks, show_domains,
                            show_overlays, show_survey, survey)
 from ..plots import save_figure
 from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
@@ -51,9 +51,10 @@ def _class_table(report: dict[str, dict],   # domain -> its survey
         rows.append([name, *(f'{100 * share:.3f}' for share in shares)])
     return ['class', *labelled], rows
 
-# %% ../../nbs/pipeline/00_check.ipynb #82103d1d
+# %% ../../nbs/pipeline/00_check.ipynb #5044f960
 _BODY = '''<h1>Data of {{ preset }}</h1>
 {% if rows %}<h2>To fix</h2>{{ to_fix }}{% else %}<p>Nothing to fix.</p>{% endif %}
+{% if known %}<h2>To know</h2>{{ to_know }}{% endif %}
 <h2>What there is</h2>
 {{ domains }}
 {{ colors }}
@@ -63,17 +64,18 @@ _BODY = '''<h1>Data of {{ preset }}</h1>
 
 def _check_page(preset: str,
                 rows: list[list],     # findings
+                known: list[list],    # remarks
                 tables: list[tuple],  # of domains, colours and classes
                 figures: list,        # in HTML
                 ) -> str:             # HTML
     "The page of a check."
-    to_fix = html_table(['domain', 'what', 'such as'], rows)
+    to_fix, to_know = html_table(['domain', 'what', 'such as'], rows), html_table(['domain', 'what'], known)
     domains, colors, classes = (html_table(*table) for table in tables)
-    body = render(_BODY, preset=preset, rows=rows, to_fix=to_fix, domains=domains, colors=colors,
-                  classes=classes, figures=figures)
+    body = render(_BODY, preset=preset, rows=rows, to_fix=to_fix, known=known, to_know=to_know, domains=domains,
+                  colors=colors, classes=classes, figures=figures)
     return html_page(f'Data of {preset}', body)
 
-# %% ../../nbs/pipeline/00_check.ipynb #92b70491
+# %% ../../nbs/pipeline/00_check.ipynb #88514def
 def _save_figures(report: dict[str, dict], domains: dict,
                   space: LabelSpace, out: Path) -> list:   # in HTML
     "Class shares and colours, and a sheet of labels for each labelled domain."
@@ -81,11 +83,24 @@ def _save_figures(report: dict[str, dict], domains: dict,
     figures = [html_figure(path, 'Classes and colours')]
     for name, images in domains.items():
         if isinstance(images, LabeledImageSet):
-            path = save_figure(show_overlays(images, space), out/f'{name}.png')
+            resized = report[name]['resized']
+            path = save_figure(show_overlays(images, space, first=resized[0][0] if resized else None), out/f'{name}.png')
             figures.append(html_figure(path, f'Labels over images: {name}'))
     return figures
 
-# %% ../../nbs/pipeline/00_check.ipynb #97597518
+# %% ../../nbs/pipeline/00_check.ipynb #9426a72e
+def _value_clashes(config: RunConfig) -> list[list]:   # rows: domain, what
+    "Values that stand for one class in the source and for another in the scored images."
+    named = []
+    for spec in (config.source, config.evaluation):
+        classes = spec.get('classes') or {}
+        named.append({str(value): name for name, entry in classes.items() for value in entry['values']})
+    source, scored = named
+    clashes = [f'{value} is {source[value]} in the source and {scored[value]} here'
+               for value in source if value in scored and source[value] != scored[value]]
+    return [['evaluation', f"values of two meanings: {'; '.join(clashes)}"]] if clashes else []
+
+# %% ../../nbs/pipeline/00_check.ipynb #59b299d1
 def check(config: RunConfig,
           out: str | Path,              # where `check.html`, `check.json` and the pictures go
           workers: int | None = None,   # processes; None: as many as there are cores
@@ -97,14 +112,16 @@ def check(config: RunConfig,
     report = {name: survey(images, space, workers=workers) for name, images in domains.items()}
     save_json(out/'check.json', report)
     rows, figures = findings(report), _save_figures(report, domains, space, out)
+    known = remarks(report) + _value_clashes(config)
     tables = [_domain_table(report), _color_table(report), _class_table(report, space)]
     print('\n\n'.join(markdown(*table) for table in tables))
+    print(''.join(f'\n{domain}: {what}' for domain, what in known))
     with atomic_path(out/'check.html') as tmp:
-        text = _check_page(config.preset, rows, tables, figures)
+        text = _check_page(config.preset, rows, known, tables, figures)
         tmp.write_text(text, encoding='utf-8', errors='backslashreplace')
     return out/'check.html', rows
 
-# %% ../../nbs/pipeline/00_check.ipynb #9a5771df
+# %% ../../nbs/pipeline/00_check.ipynb #626d7ed9
 @dataclass(frozen=True)
 class DataSettings(StageSettings):
     "Settings of the data check."
@@ -114,7 +131,7 @@ class DataSettings(StageSettings):
         "The domains, which must not share an image."
         return list(open_domains(stage.config))
 
-# %% ../../nbs/pipeline/00_check.ipynb #66a00902
+# %% ../../nbs/pipeline/00_check.ipynb #08a2bde7
 def run(run_dir: str | Path, name: str = 'data', **changes) -> Path:  # the stage's folder
     "The stage: look at a sample of the domains, write `check.json` and `domains.png`."
     with open_stage(run_dir, name, DataSettings, changes) as stage:

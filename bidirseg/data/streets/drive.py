@@ -231,7 +231,7 @@ _DESCRIPTION = '''# Rendered streets, drawn by bidirseg draw streets: the labels
 dataset = "folder"
 name = "streets"
 root = "."
-space = "cityscapes19"
+label_space = "cityscapes19"
 ignore = [255]
 '''
 
