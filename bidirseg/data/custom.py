@@ -201,13 +201,14 @@ def _toml(value) -> str:
         return json.dumps(value, ensure_ascii=False).replace('\x7f', '\\u007f')
     return str(value)
 
-# %% ../../nbs/data/05_custom.ipynb #035c55d3
+# %% ../../nbs/data/05_custom.ipynb #c4925514
 _NOTES = dict(
     dataset='a folder of images', name='in tables and pictures',
     root='where the folders below are; relative to this file', images='folder of the images',
     labels='folder of the label maps', image_end='image names end so',
     label_end='and label maps so; before it both are alike',
     encoding='what label maps hold: ids or colors', ignore='values that do not count',
+    label_space='the known set whose values these are',
     bits='in use, of the images\' 16', exif='label maps lie as images are seen (upright) or stored')
 
 def _option_lines(spec: dict) -> list[str]:

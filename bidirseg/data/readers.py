@@ -62,13 +62,14 @@ def scenes(root=None, labelled: bool = True, domain: str = 'game',   # or camera
                            open_label=partial(_scene_labels, domain, height, width),
                            space=CITYSCAPES19, table=_TRAIN_IDS)
 
-# %% ../../nbs/data/03_readers.ipynb #187ad7e8
+# %% ../../nbs/data/03_readers.ipynb #dc15907d
 def _likely_places(root: Path, folders: tuple[str, ...]) -> list[Path]:
     "Where a data set may lie, given its usual folders below `root`."
     tails = []
     for folder in folders:
         steps = folder.split('/')
         tails += ['/'.join(steps[i:]) for i in range(len(steps))]   # 'a/b' also as 'b'
+    tails += [tail.lower() for tail in tails if tail.lower() not in tails]   # as people call them
     doubled = [f'{folder}/{folder}' for folder in folders]
     return [root/place for place in (*tails, *doubled, '.')]
 
