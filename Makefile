@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs readme notebooks lab
+.PHONY: help setup demo test docs readme notebooks inputs lab
 
 help:    ## list these targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -31,6 +31,11 @@ readme: setup    ## write README.md from nbs/index.ipynb
 notebooks: demo    ## execute the method's notebooks on the demo's run and keep what they show
 	@$(BIN)/python tools/parameters.py
 	@$(BIN)/python tools/notebooks.py runs/demo
+
+inputs: setup    ## describe a folder of every kind and print what becomes of each
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace nbs/tutorials/01_inputs.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/tutorials/01_inputs.ipynb
+	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/tutorials/01_inputs.ipynb | grep '^| '
 
 lab: setup    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)   # containers often have no other user

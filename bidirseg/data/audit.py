@@ -177,7 +177,7 @@ def _size_difference(row: list) -> int:   # [key, size of the label map, size of
     "How far apart two sizes are, so that the worst comes first."
     return -max(abs(a - b) for a, b in zip(row[1], row[2]))
 
-# %% ../../nbs/data/08_audit.ipynb #7564ec5b
+# %% ../../nbs/data/08_audit.ipynb #8cbd398d
 def _label_figures(totals: _Totals, images: LabeledImageSet, space: LabelSpace) -> dict:
     "Class shares, what has no class, and what is odd about the label maps."
     values = [value for value, _ in totals.values.most_common()]
@@ -191,7 +191,8 @@ def _label_figures(totals: _Totals, images: LabeledImageSet, space: LabelSpace) 
     ignored = round(counts[IGNORE] / max(1, totals.values.total()), 4)
     return dict(missing=list(images.missing), ignored=ignored,
                 ignored_values=ignored_values, outside=outside, class_share=shares, labels=bool(with_class or not values),
-                void=totals.void, resized=sorted(totals.resized, key=_size_difference), resize=images.resize_label,
+                void=totals.void, resize=images.resize_label,
+                resized=sorted(totals.resized, key=_size_difference),
                 thin=[len(set(values) - totals.filling), len(values)], renumbered=renumbered(totals.colors_of))
 
 # %% ../../nbs/data/08_audit.ipynb #056d146c

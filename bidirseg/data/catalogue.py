@@ -113,10 +113,10 @@ def voc_colors(n: int        # colours, at most 256
         colors.append(tuple(channels))
     return colors
 
-# %% ../../nbs/data/09_catalogue.ipynb #2a5985bf
+# %% ../../nbs/data/09_catalogue.ipynb #23cd274c
 _VOC21 = LabelSpace('voc21', tuple((
-    'background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, motorbike, '
-    'person, potted plant, sheep, sofa, train, tv monitor').split(', ')), tuple(voc_colors(21)))
+    'background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse, '
+    'motorbike, person, potted plant, sheep, sofa, train, tv monitor').split(', ')), tuple(voc_colors(21)))
 
 # %% ../../nbs/data/09_catalogue.ipynb #571d8ecc
 _ADE20K_CLASSES = '''

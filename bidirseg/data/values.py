@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['describe_values']
 
-# %% ../../nbs/data/12_values.ipynb #8280172a
+# %% ../../nbs/data/12_values.ipynb #4ad33c84
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from PIL import Image
 import numpy as np
 
 from ..core import InputError
@@ -37,7 +36,7 @@ def _kind(path: Path) -> str:   # grey, palette, colours, or either
     is_red = not pixels[..., 1:3].any()   # as CARLA writes ids
     return 'colours' if np.ptp(pixels[..., :3], -1).any() and not is_red else 'either'
 
-# %% ../../nbs/data/12_values.ipynb #9b80e39b
+# %% ../../nbs/data/12_values.ipynb #6f4700bc
 def _palettes(paths: list[Path]) -> dict[int, set]:   # id that occurs -> its colours, (red, green, blue)
     "The colours that palette files give to their ids."
     colors = defaultdict(set)
@@ -57,7 +56,7 @@ def _is_colored(paths: list[Path]) -> bool:
     if 'colours' in first and 'grey' in first:
         raise InputError(f"grey label maps such as {first['grey']}, and coloured ones such as {first['colours']}",
                          "one kind",
-                         "keep one kind in the folder, or say how its names end: label_end in the description")
+                         "keep one kind in the folder, and move the others away")
     return 'colours' in first or bool(renumbered(_palettes(paths)))
 
 # %% ../../nbs/data/12_values.ipynb #a0b3f401

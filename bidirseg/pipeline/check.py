@@ -75,7 +75,7 @@ def _check_page(preset: str,
                   colors=colors, classes=classes, figures=figures)
     return html_page(f'Data of {preset}', body)
 
-# %% ../../nbs/pipeline/00_check.ipynb #88514def
+# %% ../../nbs/pipeline/00_check.ipynb #d64751e9
 def _save_figures(report: dict[str, dict], domains: dict,
                   space: LabelSpace, out: Path) -> list:   # in HTML
     "Class shares and colours, and a sheet of labels for each labelled domain."
@@ -84,7 +84,8 @@ def _save_figures(report: dict[str, dict], domains: dict,
     for name, images in domains.items():
         if isinstance(images, LabeledImageSet):
             resized = report[name]['resized']
-            path = save_figure(show_overlays(images, space, first=resized[0][0] if resized else None), out/f'{name}.png')
+            sheet = show_overlays(images, space, first=resized[0][0] if resized else None)
+            path = save_figure(sheet, out/f'{name}.png')
             figures.append(html_figure(path, f'Labels over images: {name}'))
     return figures
 
