@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import bidirseg
@@ -21,7 +21,7 @@ from .data import MAX_PIXELS, READERS, guess_description, read_description, unpa
 from .data.streets import draw_streets
 from .pipeline.check import check
 from .pipeline.estimate import dry_run
-from .pipeline.predict import evaluate_run, predict_files
+from .pipeline.predict import PredictOptions, UnreadableImages, evaluate_run, predict_files
 from .pipeline.report import published_table, report
 from .pipeline.stages import configure, repeat, run, stage_spec
 from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, percent,
@@ -264,19 +264,49 @@ def _evaluate(args: Namespace):
         return
     print(json.dumps({name: value for name, value in result.items() if name != 'confusion'}, indent=1))
 
+# %% ../nbs/10_command_line.ipynb #de5f575b
+_PREDICT_EXAMPLE = """for example:
+  bidirseg predict runs/demo photo.jpg shots 'more/*.jpg' --out labels --overlay
+  bidirseg predict runs/demo shots --out labels --skip-existing --batch 4
+  bidirseg predict runs/demo large.jpg --out labels --tiles --flip --scales 0.75 1 1.25"""
+
+_PREDICT_SWITCHES = {
+    'tiles': "windows of the training's size at the picture's own resolution, instead of the whole picture",
+    'flip': 'average with the mirror image',
+    'overlay': 'NAME_overlay.png: the colours over the photo',
+    'confidence': 'NAME_confidence.png: grey of 16 bits, 65535 is certain',
+    'skip-existing': 'leave out pictures whose results are there',
+    'overwrite': 'replace files in the way that bidirseg predict did not write; never the images themselves'}
+
 # %% ../nbs/10_command_line.ipynb #837c9eba
 def _add_predict(commands):
-    parser = commands.add_parser('predict', help='label images of any size')
+    parser = commands.add_parser('predict', help='label images and videos of any size', epilog=_PREDICT_EXAMPLE,
+                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('run_dir', help='a run directory, or a checkpoint')
-    parser.add_argument('images', nargs='+')
-    parser.add_argument('--out', required=True, metavar='DIR')
-    parser.add_argument('--stage')
-    parser.add_argument('--max-pixels', type=int_at_least(1), default=MAX_PIXELS)
+    parser.add_argument('images', nargs='+', help='images, videos, folders of them, or globs in quotes')
+    parser.add_argument('--out', required=True, metavar='DIR', help='where NAME.png (ids) and NAME_color.png go')
+    parser.add_argument('--stage', help="the judge's choice or the last model if not given")
+    numbers = {'max-pixels': (MAX_PIXELS, 'pixels of the largest picture'), 'batch': (1, 'pictures or tiles at once'),
+               'every': (1, 'one frame of a video in so many')}
+    for name, (default, help) in numbers.items():
+        parser.add_argument(f'--{name}', type=int_at_least(1), default=default, help=f'{help}; {default} if not given')
+    parser.add_argument('--scales', type=float, nargs='+', default=[1.], metavar='SCALE',
+                        help='average over these scales of the training height')
+    for name, help in _PREDICT_SWITCHES.items():
+        parser.add_argument(f'--{name}', action='store_true', help=help)
     parser.set_defaults(command=_predict)
 
-def _predict(args: Namespace):
+# %% ../nbs/10_command_line.ipynb #c9894c8a
+def _predict(args: Namespace) -> int:   # exit status: 1 where some cannot be read
     "Label images."
-    predict_files(args.run_dir, args.images, args.out, args.stage, args.max_pixels)
+    names = [field.name for field in fields(PredictOptions)]
+    options = {name: getattr(args, name) for name in names}
+    try:
+        predict_files(args.run_dir, args.images, args.out, args.stage, **options)
+    except UnreadableImages as error:
+        print(f'bidirseg: {error}', file=sys.stderr)
+        return 1
+    return 0
 
 # %% ../nbs/10_command_line.ipynb #c3e9b912
 def _add_studies(commands):

@@ -120,10 +120,12 @@ def show_pipeline(current: str,   # a stage without its round, such as 'warmup' 
     return fig
 
 # %% ../nbs/12_plots.ipynb #1f6fd8a1
-def save_figure(fig: Figure, path: Path) -> Path:
+def save_figure(fig: Figure, path: Path,
+                metadata: dict[str, str] | None = None,   # text that the file carries
+                ) -> Path:
     "Write a figure atomically as PNG and close it."
     with atomic_path(path) as tmp:
-        fig.savefig(tmp, bbox_inches='tight')
+        fig.savefig(tmp, bbox_inches='tight', metadata=metadata)
     plt.close(fig)
     return Path(path)
 

@@ -388,9 +388,10 @@ def _visible(names: list[str]) -> list[str]:
 # %% ../../nbs/data/01_images.ipynb #e1b56ef7
 def image_files(folder: Path,
                 end: str = '',                # how names end, in letters of any case; '': any image type
+                more: tuple[str, ...] = (),   # further types, in small letters, where `end` is empty
                 ) -> list[tuple[str, Path]]:  # key and path
     "Image files below a folder, in name order."
-    endings = end.lower() or _IMAGE_TYPES
+    endings = end.lower() or _IMAGE_TYPES + more
     paths = []
     entered = set()   # folders, by where they really are
     for at, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):

@@ -15,6 +15,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'deeplab': ['SegmentationOutput', 'build_model', 'parameter_groups', 'set_exposure_gain', 'upsample',
         'usual_feature_dim'],
     'frozen': ['FrozenMaps', 'keep_maps', 'with_features'],
-    'inference': ['forward', 'label_maps', 'multi_scale', 'predict', 'predict_features', 'rescale',
-        'to_device'],
+    'inference': ['Labelled', 'Views', 'forward', 'label_maps', 'multi_scale', 'network_input', 'predict',
+        'predict_batch', 'predict_features', 'predict_tiles', 'rescale', 'to_device'],
 })
