@@ -9,6 +9,7 @@ from setuptools.command.build_py import build_py
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
 cfg, readme = config['DEFAULT'], Path('README.md')
+extras = 'dev', 'tensorboard', 'timm', 'streets', 'onnx'
 
 
 class BuildWithNotebooks(build_py):
@@ -44,7 +45,7 @@ setup(
     package_data={cfg['lib_name']: ['presets/*.toml']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={name: cfg[f'{name}_requirements'].split() for name in ('dev', 'tensorboard', 'timm', 'streets')},
+    extras_require={name: cfg[f'{name}_requirements'].split() for name in extras},
     entry_points={'console_scripts': cfg['console_scripts'].split()},
     cmdclass={'build_py': BuildWithNotebooks},
     zip_safe=False,
