@@ -6,12 +6,11 @@
 __all__ = ['int_at_least', 'make_parser', 'main']
 
 # %% ../nbs/10_command_line.ipynb #a3631639
-import argparse
 import contextlib
 import json
 import os
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from .data import MAX_PIXELS, READERS, guess_description, read_description, unpa
 from .data.streets import draw_streets
 from .pipeline.check import check
 from .pipeline.estimate import dry_run
+from .pipeline.export import export
 from .pipeline.predict import PredictOptions, UnreadableImages, evaluate_run, predict_files
 from .pipeline.report import published_table, report
 from .pipeline.stages import configure, repeat, run, stage_spec
@@ -37,7 +37,7 @@ def int_at_least(least: int):
     "A whole number of at least `least`, for argparse."
     def read(text: str) -> int:
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'{text!r} is no whole number of at least {least}')
+            raise ArgumentTypeError(f'{text!r} is no whole number of at least {least}')
         return int(text)
     return read
 
@@ -308,6 +308,25 @@ def _predict(args: Namespace) -> int:   # exit status: 1 where some cannot be re
         return 1
     return 0
 
+# %% ../nbs/10_command_line.ipynb #35cc4d64
+def _add_export(commands):
+    parser = commands.add_parser('export', help='write a model as one file for ONNX Runtime or torch',
+                                 epilog='example: bidirseg export runs/demo --onnx street.onnx')
+    parser.add_argument('run_dir', metavar='RUN', help='a run directory, or a checkpoint')
+    parser.add_argument('--onnx', metavar='FILE.onnx',
+                        help='for ONNX Runtime; wants pip install "bidirseg[onnx]"')
+    parser.add_argument('--torch', metavar='FILE.pt2', help='a program of torch.export')
+    parser.add_argument('--stage', help="the judge's choice or the last model if not given")
+    parser.add_argument('--size', type=int_at_least(16), nargs=2, metavar=('HEIGHT', 'WIDTH'),
+                        help="of the images; the run's if not given")
+    parser.add_argument('--overwrite', action='store_true', help='replace files that are there')
+    parser.set_defaults(command=_export)
+
+def _export(args: Namespace):
+    "Write the files."
+    export(args.run_dir, args.onnx, args.torch, args.stage, args.size, args.overwrite)
+
+
 # %% ../nbs/10_command_line.ipynb #c3e9b912
 def _add_studies(commands):
     parser = _add_over_seeds(commands, 'ablate', _ablate,
@@ -354,7 +373,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument('--version', action='version', version=bidirseg.__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
-                _add_draw, _add_evaluate, _add_predict, _add_studies, _add_bench):
+                _add_draw, _add_evaluate, _add_predict, _add_export, _add_studies, _add_bench):
         add(commands)
     return parser
 
