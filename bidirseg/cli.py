@@ -23,7 +23,7 @@ from .pipeline.estimate import dry_run
 from .pipeline.export import export
 from .pipeline.predict import PredictOptions, UnreadableImages, evaluate_run, predict_files
 from .pipeline.report import published_table, report
-from .pipeline.stages import configure, repeat, run, stage_spec
+from .pipeline.stages import check_settings, configure, repeat, run, stage_spec
 from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, percent,
                            preset_names, stage_names)
 from .studies.ablation import VARIANTS, ablate
@@ -143,7 +143,13 @@ def _add_report(commands):
 def _add_explain(commands):
     parser = commands.add_parser('explain', help='the settings of a preset beside the published ones, with the reasons')
     _add_preset(parser)
-    parser.set_defaults(command=lambda args: print(explain(load_preset(args.preset, args.set))))
+    parser.set_defaults(command=_explain)
+
+def _explain(args: Namespace):
+    "Print what a preset sets, and why."
+    config = load_preset(args.preset, args.set)
+    check_settings(config)
+    print(explain(config))
 
 # %% ../nbs/10_command_line.ipynb #798c3968
 def _add_init_data(commands):

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['InputError', 'check_name', 'spaced_indices', 'seed_of', 'stream', 'numpy_stream', 'seeded', 'atomic_path',
-           'save_json', 'load_json', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'autocast',
-           'progress', 'cpu_count', 'peak_memory', 'versions', 'commit']
+           'save_json', 'load_json', 'read_toml', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device',
+           'autocast', 'progress', 'cpu_count', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
 from typing import Iterable, Iterator
+import codecs
 import contextlib
 import difflib
 import functools
@@ -17,9 +18,11 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
+import tomllib
 
 from tqdm import tqdm
 import numpy as np
@@ -122,6 +125,43 @@ def load_json(path: str | Path, what: str = 'a JSON file'):
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: {error}", what, "remove the broken file and run the stage again") from None
 
+# %% ../nbs/11_core.ipynb #735e6560
+_DRIVE = re.compile(r'''^[^#'"\n]*=\s*"[A-Za-z]:\\(?![\\"])''', re.MULTILINE)   # = "C:\ and no more
+
+def _toml_text(path: Path) -> str:
+    "The text of a TOML file, without a byte-order mark."
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b'\0' in content:
+        raise InputError(f"{path} is written in UTF-16", "a TOML file in UTF-8", "save it as UTF-8")
+    return content.decode('utf-8-sig')
+
+def _toml_fix(text: str, error: tomllib.TOMLDecodeError) -> str:
+    "How a text becomes TOML; a backslash on the line of the error is the likely cause."
+    line = re.search(r'at line (\d+)', str(error))
+    if line and '\\' in text.splitlines()[int(line[1]) - 1]:
+        return r"in double quotes write / for \, or put the text in single quotes"
+    return "fix that line"
+
+# %% ../nbs/11_core.ipynb #8bb915ee
+def read_toml(path: str | Path,
+              what: str = 'a TOML file',        # what it should be, for the message
+              fix: str = 'check the path',      # what to do where there is none
+              ) -> dict:                        # its tables
+    "Read TOML; a file that is missing, broken or no UTF-8 raises `InputError`."
+    try:
+        text = _toml_text(Path(path))
+        if _DRIVE.search(text):
+            raise InputError(f"{path} holds {_DRIVE.search(text)[0]}...", "a path without escapes",
+                             "write / for \\, or put the path in single quotes")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}", what, fix) from None
+    except UnicodeDecodeError as error:
+        seen = f"{path} has byte {error.start}, which is no UTF-8"
+        raise InputError(seen, what, "save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: {error}", "a TOML file", _toml_fix(text, error)) from None
+
 # %% ../nbs/11_core.ipynb #f4451475
 def save_torch(path: str | Path, obj) -> Path:
     "Write tensors and plain containers atomically, in the form `torch.load(..., weights_only=True)` reads."
@@ -162,22 +202,39 @@ def cache_dir() -> Path:
     "The folder of what all runs share: below XDG_CACHE_HOME, or ~/.cache."
     return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()/'bidirseg'
 
+# %% ../nbs/11_core.ipynb #cb2b2ae0
+def _devices() -> list[str]:
+    "The kinds of devices that torch finds here."
+    kinds = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.backends.mps)
+    return ['cpu', *(name for name, kind in kinds.items() if kind.is_available())]
+
+def _check_device(device: torch.device):
+    "Raise `InputError` for a device beyond the last, or one that lacks float64."
+    count = getattr(torch, device.type).device_count()
+    if (device.index or 0) >= count:
+        raise InputError(f"device '{device}', and there are {count}", "a GPU that is there",
+                         f"set device={device.type}")
+    if device.type == 'mps':
+        raise InputError("device 'mps', which computes no float64", "one that does: the mixtures need it",
+                         "set device=cpu")
+
 # %% ../nbs/11_core.ipynb #fa914e31
-def pick_device(name: str = 'auto'  # auto, cpu, cuda or cuda:N
+def pick_device(name: str = 'auto'  # auto, cpu, cuda, xpu or one of several, such as cuda:1
                 ) -> torch.device:
-    "The device a run computes on; `auto` takes a GPU where there is one."
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    "The device a run computes on; `auto` takes a CUDA GPU where there is one."
+    there = _devices()
     if name == 'auto':
-        name = 'cuda' if gpus else 'cpu'
-    if name.startswith('cuda') and not gpus:
-        raise InputError(f"device {name!r}, but torch sees no GPU", "a device that is there",
-                         "set device=cpu, or install a CUDA build of torch")
+        name = 'cuda' if 'cuda' in there else 'cpu'
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device {name!r}", "auto, cpu, cuda or cuda:N", "set device=auto") from None
-    if device.type == 'cuda' and (device.index or 0) >= gpus:
-        raise InputError(f"device {name!r}, and there are {gpus}", "a GPU that is there", "set device=cuda")
+        raise InputError(f"device {name!r}", f"auto, cpu, cuda or cuda:N; here: {', '.join(there)}",
+                         "set device=auto") from None
+    if device.type not in there:
+        raise InputError(f"device {name!r}, but torch sees no GPU of this kind",
+                         f"one that is here: {', '.join(there)}",
+                         "set device=cpu, or install a build of torch for it")
+    _check_device(device)
     return device
 
 # %% ../nbs/11_core.ipynb #28b73c19

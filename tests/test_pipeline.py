@@ -264,7 +264,7 @@ def test_killed_run_ends_with_the_same_bits(finished, preset, call, tmp_path):
     (['run', 'demo', '--run-dir', 'x', '--set', 'sed=1'], 'did you mean seed'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'warmup.stesp=1'], 'did you mean steps'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'warmup.steps=many'], 'Wanted: int'),
-    (['run', 'demo', '--run-dir', 'x', '--set', 'prototypes.paper=true'], "setting of stage prototypes 'paper'"),
+    (['run', 'demo', '--run-dir', 'x', '--set', 'prototypes.paper=true'], "setting of prototypes 'paper'"),
     (['run', 'demo', '--run-dir', 'x', '--set', 'backbone'], 'key=value'),
     (['run', 'camvid-dusk', '--run-dir', 'x'], 'data_root'),
     (['run', 'camvid-dusk', '--run-dir', 'x', '--set', 'data_root=/nowhere/all'], 'no folder /nowhere/all'),

@@ -4,44 +4,69 @@
 
 # %% auto #0
 __all__ = ['parse_value', 'as_changes', 'make_settings', 'RunConfig', 'stage_names', 'label_space', 'preset_names', 'load_preset',
-           'stage_kind', 'StageSettings', 'stage_settings', 'given_parameters', 'presets_table', 'full_paths',
-           'load_run', 'check_run_dir', 'start_run', 'stage_dir']
+           'stage_kind', 'StageSettings', 'setting_keys', 'stage_settings', 'given_parameters', 'presets_table',
+           'full_paths', 'load_run', 'check_run_dir', 'start_run', 'stage_dir']
 
 # %% ../../nbs/runs/00_config.ipynb #ee7c977b
+import copy
+import datetime
+import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Iterable
 
 import bidirseg
-from ..core import InputError, check_name, load_json, save_json
+from ..core import InputError, check_name, load_json, read_toml, save_json
 from ..data import LABEL_SPACES, LabelSpace
 from ..models import WEIGHT_FILES
 
 # %% ../../nbs/runs/00_config.ipynb #0bc81477
+def _toml_values(text: str) -> list:
+    "What TOML reads inside of a list; empty where it refuses. No comment and no second line gets lost there."
+    try:
+        return tomllib.loads(f'v = [{text}]')['v']
+    except tomllib.TOMLDecodeError:
+        return []
+
 def parse_value(text: str) -> Any:  # a number, truth value, list or, where it is none of these, the text itself
-    "Read one value as TOML does; bare words are strings and `none` is None."
+    "Read one value as TOML does; bare words are strings and `none` is None; `InputError` for half a list or quote."
+    text = text.strip()
     if text.lower() in ('none', 'null'):
         return None
     if text in ('True', 'False'):
         return text == 'True'
-    try:
-        return tomllib.loads(f'v = {text}')['v']
-    except tomllib.TOMLDecodeError:
-        return text
+    values = _toml_values(text)
+    if len(values) == 1 and not isinstance(values[0], (datetime.date, datetime.time)):
+        return values[0]
+    if text.startswith(('"', "'", '[', '{')):
+        raise InputError(f"value {text}", "a value as TOML writes it, texts in quotes",
+                         """in a shell put it in single quotes, such as --set 'source.drives=["0001TP"]'""")
+    return text
 
 # %% ../../nbs/runs/00_config.ipynb #1dd43e6d
+def _is_bare(text: str) -> bool:
+    "Whether a text needs no quotes."
+    try:
+        return text != '' and parse_value(text) == text
+    except InputError:
+        return False
+
 def _as_text(value) -> str:
-    "A value as `--set` takes it."
+    "A value as `--set` takes it; `parse_value` gives it back."
     if value is None:
         return 'none'
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, (bool, list, tuple)) or isinstance(value, str) and not _is_bare(value):
+        return json.dumps(value, ensure_ascii=False)   # which is TOML, too
+    return str(value)
 
+# %% ../../nbs/runs/00_config.ipynb #f87e78a0
 def as_changes(settings: dict) -> list[str]:   # 'key=value' texts
     "Settings as texts; a dictionary is the table of a stage."
     texts = []
     for name, value in settings.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             texts += [f'{name}.{text}' for text in as_changes(value)]
         else:
             texts.append(f'{name}={_as_text(value)}')
@@ -60,30 +85,51 @@ def _fit_value(value, annotation: str) -> Any:   # a tuple comes out as a list, 
     "Fit a value to a field's annotation, such as 'int', 'float | None' or 'list'; `TypeError` where it does not."
     allowed = [kind.strip().split('[')[0] for kind in annotation.split('|')]
     kind = _kind_of(value)
-    if kind in allowed:
+    if kind in allowed and value == value:   # nan is not
         return list(value) if isinstance(value, tuple) else value
     if kind == 'int' and 'float' in allowed:
         return float(value)
     raise TypeError(f'{value!r} is no {annotation}')
 
+# %% ../../nbs/runs/00_config.ipynb #78e51f56
+def _type_fix(key: str, value, annotation: str, default) -> str:
+    "How a value of the wrong type is mended."
+    if 'str' in annotation and isinstance(value, (int, float)):
+        return f"""put it in quotes; in a shell: --set '{key}="{value}"'"""
+    example = 'text' if default == '' else default
+    return f"for instance {key}={_as_text(example).replace(', ', ',')}"
+
+def _with_keys(error: InputError, keys: dict[str, str]) -> InputError:
+    "The error of a settings class, in which settings are called by their names alone, with the names of `keys`."
+    if not keys:
+        return error
+    own_name = re.compile(rf"(?<![\w.])({'|'.join(keys)})(?==| ')")   # followed by what it is
+    seen, fix = (own_name.sub(lambda found: keys[found[1]], text) for text in (error.seen, error.fix))
+    return InputError(seen, error.wanted, fix)
+
 # %% ../../nbs/runs/00_config.ipynb #3c79e39c
 def make_settings(cls: type,     # a settings dataclass
                   values: dict,  # names and values; None for a field that cannot be None means its default
-                  where: str = 'setting',  # how messages call the group
+                  keys: dict[str, str] = {},   # name -> as messages call it, such as warmup.steps
                   ):             # -> an instance of `cls`
     "Fill a settings dataclass; an unknown name or a value of the wrong type raises `InputError`."
     annotations = {f.name: str(getattr(f.type, '__name__', f.type)) for f in fields(cls)}
     filled = {f.name: list(f.default) for f in fields(cls) if isinstance(f.default, tuple)}   # as in JSON and TOML
     for name, value in values.items():
-        check_name(name, annotations, where)
+        table = keys.get(name, name).rpartition('.')[0]
+        check_name(name, annotations, f'setting of {table}' if table else 'setting')
         if value is None and 'None' not in annotations[name]:
             continue
         try:
             filled[name] = _fit_value(value, annotations[name])
         except TypeError:
-            raise InputError(f"{where} {name} = {value!r} ({type(value).__name__})", annotations[name],
-                             f"for instance {name}={getattr(cls(), name)!r}") from None
-    return cls(**filled)
+            key = keys.get(name, name)
+            raise InputError(f"{key} = {value!r} ({type(value).__name__})", annotations[name],
+                             _type_fix(key, value, annotations[name], getattr(cls(), name))) from None
+    try:
+        return cls(**filled)
+    except InputError as error:
+        raise _with_keys(error, keys) from None
 
 # %% ../../nbs/runs/00_config.ipynb #ec0e0249
 def _is_rgb(color) -> bool:
@@ -101,7 +147,7 @@ def _check_config_values(config: 'RunConfig'):
     for name, color in config.classes.items():
         if not _is_rgb(color):
             raise InputError(f"class {name!r} has colour {color!r}", "[red, green, blue], each 0 to 255",
-                             "for instance road = [128, 64, 128]")
+                             f"for instance classes.{name}=[128,64,128]")
     if config.rounds < 0:
         raise InputError(f"rounds={config.rounds}", "0 or more rounds of distillation", "set rounds=2")
     if config.threads is not None and config.threads < 1:
@@ -183,15 +229,6 @@ def preset_names() -> list[str]:
     "The presets that come with the package."
     return sorted(path.stem for path in _PRESETS.glob('*.toml'))
 
-def _read_toml(path: Path) -> dict:
-    "The tables of a TOML file."
-    try:
-        return tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as e:
-        raise InputError(f"{path}: {e.strerror}", "a preset file", "check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: {e}", "a TOML file", "fix that line") from None
-
 # %% ../../nbs/runs/00_config.ipynb #d26c1c0c
 _WHOLE = ('source', 'target', 'evaluation', 'classes')   # tables that replace those of a base
 
@@ -204,7 +241,7 @@ def _read_preset(path: Path, seen: tuple = ()) -> dict:
     "The tables of a preset, laid over those of its base."
     if path in seen:
         raise InputError(f"{path} has itself as its base", "a base that leads to no circle", "remove base")
-    own = _read_toml(path)
+    own = read_toml(path, 'a preset file')
     if 'base' not in own:
         return own
     base = own.pop('base')
@@ -220,23 +257,32 @@ def _read_preset(path: Path, seen: tuple = ()) -> dict:
 # %% ../../nbs/runs/00_config.ipynb #b1c7221a
 def _apply_change(tree: dict, change: str):
     "Set one value of a preset's tables, in place."
-    key, equals, value = change.partition('=')
-    if not equals:
+    key, equals, text = (part.strip() for part in change.partition('='))
+    *tables, last = key.split('.')
+    if not equals or not last:
         raise InputError(f"change {change!r}", "key=value", "for instance --set seed=1")
-    *tables, last = key.strip().split('.')
+    if not text:
+        raise InputError(f"change {change!r} without a value", "key=value", f"set {key}=none to set nothing")
     for name in tables:
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise InputError(f"change {change!r}: {name} is not a table", "table.key=value", "drop the dot")
-    tree[last] = parse_value(value.strip())
+            raise InputError(f"change {change!r}: {name} is not a table", "key=value",
+                             f"set {name} itself, {name}=VALUE")
+    value, there = parse_value(text), tree.get(last)
+    if isinstance(there, dict) and not isinstance(value, dict):
+        raise InputError(f"change {change!r}: {key} is a table", "table.key=value",
+                         f"say which of its values, such as {key}.{next(iter(there), 'dataset')}=VALUE")
+    merge = isinstance(there, dict) and key not in _WHOLE
+    tree[last] = {**there, **value} if merge else value
 
 # %% ../../nbs/runs/00_config.ipynb #6f6d52c9
 def load_preset(name: str,                    # a preset's name, or the path of a TOML file
                 changes: Iterable[str] = (),  # 'key=value' texts
+                over: dict = {},              # what replaces values and tables of the preset, before the changes
                 ) -> RunConfig:
     "Read a preset, apply the changes, check every name of the run itself."
     path = _preset_path(name)
-    tree = _read_preset(path)
+    tree = {**_read_preset(path), **copy.deepcopy(over)}
     for change in changes:
         _apply_change(tree, change)
     known = {f.name for f in fields(RunConfig)} - {'settings', 'preset'}
@@ -257,13 +303,21 @@ class StageSettings:
     "What the settings of all stages have in common."
 
     @classmethod
-    def table(cls, config: RunConfig, stage: str) -> dict:
-        "What a configuration says about a stage of this class."
-        return {**config.settings.get(stage_kind(stage), {}), **config.settings.get(stage, {})}
+    def tables(cls, config: RunConfig, stage: str) -> dict[str, dict]:
+        "What a configuration says about a stage of this class: tables by name, the later over the earlier."
+        return {name: config.settings.get(name, {}) for name in (stage_kind(stage), stage)}
 
     def inputs(self, stage) -> list[str]:   # of a `Stage`
         "What the stage reads: domains such as 'target', and artefacts such as 'warmup/model.pt'."
         return []
+
+# %% ../../nbs/runs/00_config.ipynb #ffc4adb1
+def setting_keys(cls: type, config: RunConfig, stage: str) -> dict[str, str]:   # name -> table.name
+    "What the user calls each setting of a stage."
+    keys = {f.name: f'{stage_kind(stage)}.{f.name}' for f in fields(cls)}
+    for table, values in cls.tables(config, stage).items():
+        keys |= {name: f'{table}.{name}' for name in values}
+    return keys
 
 # %% ../../nbs/runs/00_config.ipynb #9636a193
 def stage_settings(cls: type,           # the stage's settings dataclass
@@ -273,7 +327,10 @@ def stage_settings(cls: type,           # the stage's settings dataclass
                    ):                   # -> an instance of `cls`
     "The settings of one stage of a run: its defaults, the run's tables for it, the changes."
     given = {name: value for name, value in changes.items() if value is not None}
-    return make_settings(cls, {**cls.table(config, stage), **given}, f'setting of stage {stage}')
+    values = {}
+    for table in cls.tables(config, stage).values():
+        values |= table
+    return make_settings(cls, values | given, setting_keys(cls, config, stage))
 
 # %% ../../nbs/runs/00_config.ipynb #a8811567
 def given_parameters(cls: type, namespace: dict) -> dict:   # name -> value, None: as in the run

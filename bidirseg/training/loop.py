@@ -52,9 +52,9 @@ class TrainSettings(StageSettings):
         _check_train_settings(self)
 
     @classmethod
-    def table(cls, config: RunConfig, stage: str) -> dict:
+    def tables(cls, config: RunConfig, stage: str) -> dict[str, dict]:
         "The table `training`, which all training stages share, then the stage's own."
-        return {**config.settings.get('training', {}), **super().table(config, stage)}
+        return dict(training=config.settings.get('training', {}), **super().tables(config, stage))
 
 # %% ../../nbs/training/02_loop.ipynb #d1a59751
 def _check_train_settings(settings: TrainSettings):
