@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -287,7 +287,7 @@ _PREDICT_SWITCHES = {
 # %% ../nbs/10_command_line.ipynb #837c9eba
 def _add_predict(commands):
     parser = commands.add_parser('predict', help='label images and videos of any size', epilog=_PREDICT_EXAMPLE,
-                                 formatter_class=argparse.RawDescriptionHelpFormatter)
+                                 formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument('run_dir', help='a run directory, or a checkpoint')
     parser.add_argument('images', nargs='+', help='images, videos, folders of them, or globs in quotes')
     parser.add_argument('--out', required=True, metavar='DIR', help='where NAME.png (ids) and NAME_color.png go')

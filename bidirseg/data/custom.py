@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, atomic_path, spaced_indices
+from ..core import InputError, atomic_path, read_toml, spaced_indices
 from .audit import findings, remarks, survey
 from .images import LabeledImageSet, image_files, opened, orientation, stored_bits
 from .labels import LabelSpace
@@ -22,23 +22,12 @@ from .pairing import companions, guess_endings, masks_by_class
 from .readers import open_domain, own_files
 from .values import describe_values
 
-# %% ../../nbs/data/05_custom.ipynb #3d37cb33
-def _read_toml(path: Path) -> dict:
-    "What a TOML file holds; raises `InputError` where it cannot be read."
-    try:
-        return tomllib.loads(path.read_text(encoding='utf-8'))
-    except OSError as e:
-        raise InputError(f"{path}: {e.strerror}", "a data set's description",
-                         "check the path, or write one with: "
-                         "bidirseg init-data IMAGES LABELS --out FILE.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
-        raise InputError(f"{path}: {e}", "a TOML file", "fix that line") from None
-
 # %% ../../nbs/data/05_custom.ipynb #90f5cff2
 def read_description(path: str | Path) -> dict:   # a domain's table, as a preset holds it
     "Read a data set's description; raises `InputError` for one that cannot be used."
     path = Path(path)
-    spec = _read_toml(path)
+    spec = read_toml(path, "a data set's description", "check the path, or write one with: "
+                     "bidirseg init-data IMAGES LABELS --out FILE.toml")
     if 'dataset' not in spec:
         raise InputError(f"{path} has {', '.join(spec) or 'nothing'}", "a line with dataset",
                          'for a folder of your own: dataset = "folder"')
