@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from .core import InputError, atomic_path, check_name
 from .data import Samples, augment
-from .models import BN_MODES, forward_domains, multi_scale, set_exposure_gain, upsample
+from .models import BN_MODES, multi_scale, set_exposure_gain, upsample
 from .runs import RunConfig, Stage, load_run, open_stage, stage_names
-from .self_training import source_samples, target_samples
-from .training import (TrainSettings, class_weights, distillation_loss, init_model, save_outputs, source_loss,
-                               symmetric_cross_entropy, total_loss, train_stage)
+from .self_training import forward_labelled, source_samples, target_samples
+from .training import (TrainSettings, class_weights, distillation_loss, init_model, labelled_loss,
+                               labelled_target, save_outputs, source_loss, symmetric_cross_entropy, total_loss,
+                               train_stage)
 
 # %% ../nbs/07_distillation.ipynb #d6353d3a
 def teacher_stage(config: RunConfig, name: str) -> str:
@@ -63,7 +64,8 @@ class DistillationSettings(TrainSettings):
 
     def inputs(self, stage) -> list[str]:
         weights = ['reweighting/weights'] if self.source_weights else []
-        return ['source', 'target', f'{teacher_stage(stage.config, stage.name)}/model.pt', *weights]
+        domains = [*stage.config.labelled_domains, 'target']
+        return [*domains, f'{teacher_stage(stage.config, stage.name)}/model.pt', *weights]
 
 # %% ../nbs/07_distillation.ipynb #f106b354
 @dataclass
@@ -74,13 +76,17 @@ class DistillationLoss:
     settings: DistillationSettings
     class_weight: Tensor   # (classes,)
 
-    def __call__(self, step: int, source: dict, target: dict   # batches
+    def __call__(self, step: int, source: dict, target: dict, labelled: dict | None = None   # batches
                  ) -> dict[str, Tensor]:   # losses; `loss` is minimised
         settings, label = self.settings, target['label']
-        logits, source_logits = forward_domains(self.student, settings.bn_mode, [target['image'], source['image']])
+        images = [target['image'], source['image']]
+        (logits, source_logits), labelled_logits = forward_labelled(self.student, settings.bn_mode, images, labelled)
         logits_at_labels = upsample(logits, label.shape[-2:])
         losses = dict(source=source_loss(source_logits, source, self.class_weight),
                       target=symmetric_cross_entropy(logits_at_labels, label, settings.alpha, settings.beta))
+        if labelled:
+            of_labels = labelled_loss(labelled_logits, labelled, self.class_weight)
+            losses['target_labels'] = settings.target_labels_weight * of_labels
         if settings.distillation:
             with torch.no_grad():
                 teacher_logits = self.teacher(target['image']).logits.float()
@@ -113,7 +119,7 @@ def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  
         weak = augment(config.size, config.crop, settings.scale, settings.jitter)
         target = target_samples(stage, labels, gain, weak)
         class_weight = class_weights(source, len(stage.label_space), settings.class_balance, stage.device)
-        history = train_stage(stage, student, [source, target],
-                              DistillationLoss(student, teacher, settings, class_weight))
+        history = train_stage(stage, student, [source, target, *labelled_target(stage, gain)],
+                              DistillationLoss(student, teacher, settings, class_weight), shown=[source, target])
         save_outputs(stage, student, [source, target], history)
     return stage.dir

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['labels_at_features', 'SourceFeatures', 'TargetFeatures', 'frozen_maps', 'fit_whitening', 'load_whitening',
-           'PrototypesSettings', 'fit_prototypes', 'network_temperature', 'show_prototypes', 'gather_features', 'run',
-           'as_prototypes_see', 'ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']
+           'PrototypesSettings', 'fit_prototypes', 'network_temperature', 'show_prototypes', 'gather_features',
+           'gather_labelled', 'run', 'as_prototypes_see', 'ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']
 
 # %% ../nbs/03_prototypes.ipynb #c42154aa
 import math
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path
+from typing import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -155,19 +157,22 @@ class PrototypesSettings(StageSettings):
         _check_mixture(self)
 
     def inputs(self, stage) -> list[str]:
-        return ['source', 'target', 'warmup/model.pt']
+        return [*stage.config.labelled_domains, 'target', 'warmup/model.pt']
 
 # %% ../nbs/03_prototypes.ipynb #5fe2c314
 def fit_prototypes(source_rows: dict[int, Tensor],  # class -> (n, d) features
                    target_rows: Tensor,             # (n, d) features without a class
                    settings: PrototypesSettings,
                    num_classes: int, seed: int,
+                   labelled_rows: dict[int, Tensor] = {},   # class -> (n, d) target features with a class
                    ) -> ClassPrototypes:
     "Fit a mixture per class to source features and adapt them to target features."
-    prototypes = ClassPrototypes.fit(source_rows, settings.n_components, num_classes, settings.covariance_type,
+    first_rows = {**labelled_rows, **source_rows}   # a class that the source lacks starts from the target
+    prototypes = ClassPrototypes.fit(first_rows, settings.n_components, num_classes, settings.covariance_type,
                                      max_iter=settings.max_iter, reg_covar=settings.reg_covar, random_state=seed)
     if settings.adapt_steps:
-        prototypes = map_adapt(prototypes, target_rows, settings.relevance_factor, settings.adapt_steps)
+        prototypes = map_adapt(prototypes, target_rows, settings.relevance_factor, settings.adapt_steps,
+                               labelled_rows)
     if not settings.class_prior:
         prototypes.log_prior_ = None
     return prototypes
@@ -232,6 +237,22 @@ def gather_features(stage, model: nn.Module, source: Samples, target: Samples,
     picks = spaced_indices(len(target), 200)
     return source_rows, *stage.gather('target features', picks, of_target).rows()
 
+# %% ../nbs/03_prototypes.ipynb #2e6bbae8
+def gather_labelled(stage: Stage, model: nn.Module,   # as `gather_features` left it
+                    settings: PrototypesSettings,
+                    maps: FrozenMaps | None = None,
+                    ) -> dict[int, Tensor]:           # class -> (n, d); empty without labelled target images
+    "Sample features of the labelled target images."
+    if not stage.config.target_labels:
+        return {}
+    few = stage.samples('target_labels', exposure_gain=model.exposure_gain)
+    features = SourceFeatures(with_features(model, maps), few, settings.rows_per_class, stage.config.seed)
+    return stage.gather('labelled target features', range(len(few)), features).reservoir.by_class()
+
+def _each(rows: dict[int, Tensor], change: Callable) -> dict[int, Tensor]:
+    "The rows of each class, changed."
+    return {c: change(features) for c, features in rows.items()}
+
 # %% ../nbs/03_prototypes.ipynb #d7d7d3c1
 def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # the stage's folder
     "The stage: writes `prototypes.pt`, `prototypes.json` and a picture."
@@ -243,13 +264,15 @@ def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # th
         maps = frozen_maps(stage.device, settings.features, settings.features_weights, settings.features_scale)
         source, target = stage.samples('source'), stage.samples('target', exposure_gain=model.exposure_gain)
         rows, target_rows, logits = gather_features(stage, model, source, target, settings, seed, maps)
+        labelled = gather_labelled(stage, model, settings, maps)
         if settings.whiten:
             whitening = fit_whitening(rows, settings.whiten)
-            rows, target_rows = {c: whitening(features) for c, features in rows.items()}, whitening(target_rows)
+            rows, labelled, target_rows = _each(rows, whitening), _each(labelled, whitening), whitening(target_rows)
             save_torch(stage.dir/'whitening.pt', whitening.state_dict())
-        on_device = {c: features.to(stage.device) for c, features in rows.items()}
-        target_rows, logits = target_rows.to(stage.device), logits.to(stage.device)
-        prototypes = fit_prototypes(on_device, target_rows, settings, len(space), seed)
+        to_device = methodcaller('to', stage.device)
+        target_rows, logits = to_device(target_rows), to_device(logits)
+        prototypes = fit_prototypes(_each(rows, to_device), target_rows, settings, len(space), seed,
+                                    _each(labelled, to_device))
         temperature = network_temperature(prototypes, target_rows, logits)
         prototypes = prototypes.to('cpu')
         prototypes.save(stage.dir/'prototypes.pt')

@@ -212,6 +212,22 @@ def _target_statistics(prototypes: ClassPrototypes,
                          "give rows, or a function that makes a fresh iterator")
     return statistics
 
+# %% ../../nbs/mixture/02_class_mixture.ipynb #cd3ca90e
+_NO_CHANCE = -1e30   # log p(c) of the classes that a row is known not to have
+
+def _labelled_statistics(prototypes: ClassPrototypes,
+                         labelled_rows: dict[int, Tensor],   # class -> (n, d)
+                         ) -> MixtureStatistics | int:       # 0 without rows
+    "One E step over target rows whose class is known."
+    statistics, what = 0, 'labelled target features'
+    with full_precision(prototypes.means_.device):
+        for c, rows in labelled_rows.items():
+            log_prior = torch.full_like(prototypes.log_prior_, _NO_CHANCE)
+            log_prior[c] = 0
+            gaussians = prototypes._gaussians(log_prior, moments=True)
+            statistics = statistics + e_step(gaussians, check_rows(rows, prototypes.means_, what), what)
+    return statistics
+
 # %% ../../nbs/mixture/02_class_mixture.ipynb #e75377f9
 def _equal_log_prior(prototypes: ClassPrototypes) -> Tensor:  # (C,) float64
     "log p(c) of classes that are equally likely; -inf for one that is absent."
@@ -223,8 +239,9 @@ def map_adapt(prototypes: ClassPrototypes,        # fitted on the source
               target_batches,                     # rows (n, d), a list of such, or a function for one
               relevance_factor: float = 10_000.,  # r, rows that the prior is worth; 0 is plain EM
               n_iter: int = 10,                   # EM steps
+              labelled_rows: dict[int, Tensor] = {},   # target rows of a known class that has prototypes: (n, d)
               ) -> ClassPrototypes:               # with the class proportions in `log_prior_`
-    "Adapt to unlabelled target rows: EM with the source as prior (Gauvain and Lee 1994)."
+    "Adapt to target rows, unlabelled but for a few: EM with the source as prior (Gauvain and Lee 1994)."
     if not 0 <= relevance_factor < math.inf or n_iter < 0:
         raise InputError(f"relevance_factor={relevance_factor!r}, n_iter={n_iter!r}",
                          "numbers of at least 0", "take relevance_factor=10_000, n_iter=10")
@@ -237,7 +254,7 @@ def map_adapt(prototypes: ClassPrototypes,        # fitted on the source
     adapted = ClassPrototypes(prototypes.weights_.double(), prototypes.means_,
                               prototypes.covariances_, log_prior.double())
     for _ in range(n_iter):
-        statistics = _target_statistics(adapted, make_batches)
+        statistics = _target_statistics(adapted, make_batches) + _labelled_statistics(adapted, labelled_rows)
         adapted = _map_m_step(statistics, prototypes, relevance_factor)
     return adapted.to(prototypes.means_.dtype)
 

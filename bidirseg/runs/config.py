@@ -176,6 +176,7 @@ class RunConfig:
     source: dict = field(default_factory=dict)      # labelled domain: dataset name and its options
     target: dict = field(default_factory=dict)      # unlabelled domain: the same; its labels are never opened
     evaluation: dict = field(default_factory=dict)  # labelled images of the target domain, for scores only; or empty
+    target_labels: dict = field(default_factory=dict)   # labelled target images to learn from; empty: unsupervised
     data_root: 'str | None' = None      # the folder that holds the data sets
     height: int = 96                    # size that images are brought to for training and prediction, pixels
     width: int = 192
@@ -199,6 +200,9 @@ class RunConfig:
 
     def __post_init__(self): _check_config_values(self)
 
+    @property
+    def labelled_domains(self) -> list[str]:   # that trainings and prototypes learn from
+        return ['source', 'target_labels'] if self.target_labels else ['source']
     @property
     def size(self) -> tuple[int, int]: return self.height, self.width
     @property
@@ -230,7 +234,7 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in _PRESETS.glob('*.toml'))
 
 # %% ../../nbs/runs/00_config.ipynb #d26c1c0c
-_WHOLE = ('source', 'target', 'evaluation', 'classes')   # tables that replace those of a base
+_WHOLE = ('source', 'target', 'evaluation', 'target_labels', 'classes')   # tables that replace those of a base
 
 def _preset_path(name: str) -> Path:   # of a preset, or the path itself
     "The TOML file that a name stands for."
@@ -366,7 +370,7 @@ def full_paths(config: RunConfig) -> RunConfig:
     changed = _full_weights(dict(weights=config.weights))
     changed['settings'] = {name: _full_weights(table) for name, table in config.settings.items()}
     changed['data_root'] = _full(config.data_root) if config.data_root else None
-    for name in ('source', 'target', 'evaluation'):
+    for name in ('source', 'target', 'evaluation', 'target_labels'):
         spec = getattr(config, name)
         changed[name] = dict(spec, root=_full(spec['root'])) if spec.get('root') else spec
     return replace(config, **changed)

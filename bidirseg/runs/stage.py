@@ -13,7 +13,7 @@ import os
 import platform
 import shutil
 import time
-from dataclasses import asdict, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Callable, Iterator
@@ -28,16 +28,21 @@ from ..core import (InputError, atomic_path, commit, fingerprint, load_json, loa
 from ..data import ImageSet, LabelSpace, Samples
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
-from .domains import open_images
+from .domains import domain_spec, open_images
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'deterministic', 'description', 'chosen_on', 'rounds',
-               'oracle', 'preset', 'data_root', 'keep_maps')
+               'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels')
+
+def _moves_bits(setting: Field, config: RunConfig) -> bool:
+    "Whether a setting can change a result: it says if not, or which domain of the run it is about."
+    about = setting.metadata.get('domain')
+    return setting.metadata.get('bits', True) and (about is None or bool(getattr(config, about)))
 
 def _stage_params(config: RunConfig, settings) -> dict:
     "What a stage's result depends on, of the run and of its own settings."
     shared = {name: value for name, value in asdict(config).items() if name not in _NOT_IN_KEY}
-    in_key = {f.name for f in fields(settings) if f.metadata.get('bits', True)}
+    in_key = {f.name for f in fields(settings) if _moves_bits(f, config)}
     own = {name: value for name, value in asdict(settings).items() if name in in_key}
     return {**shared, **own}   # a stage may have a backbone and weights of its own
 
@@ -71,10 +76,10 @@ class Stage:
 
 # %% ../../nbs/runs/02_stage.ipynb #00c41966
 @patch
-def images(self: Stage, domain: str,        # source, target, evaluation or oracle
+def images(self: Stage, domain: str,        # one of `DOMAINS`
            exposure_gain: float = 1.0,      # what every value is multiplied by
            ) -> ImageSet | None:
-    "The images of a domain of the run; None where there are no evaluation images."
+    "The images of a domain of the run; None where it has none."
     if domain not in self._opened:
         self._opened[domain] = open_images(self.config, domain)
     opened = self._opened[domain]
@@ -87,7 +92,8 @@ def samples(self: Stage, domain: str,
             exposure_gain: float = 1.0,
             ) -> Samples:
     "The images of a domain at the training size, with a random stream of their own."
-    role, size = ('source', self.config.source_size) if domain == 'source' else ('target', self.config.size)
+    size = self.config.source_size if domain == 'source' else self.config.size
+    role = domain if domain in self.config.labelled_domains else 'target'
     return Samples(self.images(domain, exposure_gain), size, maps, transform, self.config.seed, role)
 
 # %% ../../nbs/runs/02_stage.ipynb #2f37653d
@@ -257,9 +263,9 @@ def _input_fingerprint(self: Stage, name: str) -> str:
     "What tells an input from another of its name."
     if '/' in name:
         return fingerprint(self.path(name))
-    if name != 'evaluation':
+    if name not in ('evaluation', 'target_labels'):
         return self.images(name).fingerprint()
-    options = {key: value for key, value in self.config.evaluation.items() if key != 'root'}
+    options = {key: value for key, value in domain_spec(self.config, name).items() if key != 'root'}
     return f'{self.images(name).fingerprint()} {json.dumps(options, sort_keys=True)}'
 
 @patch

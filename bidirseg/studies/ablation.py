@@ -96,6 +96,8 @@ VARIANTS = {   # name -> the last stage, changes
     **{name: ('last', sets) for name, sets in _PART_VARIANTS.items()},
     'distillation_none': ('self_training', ['rounds=0']),
     'full': ('last', []),
+    'labels_5': ('last', ['target_labels.slice=0:5']),
+    'labels_20': ('last', ['target_labels.slice=0:20']),
     'oracle': ('oracle', ['oracle=true']),
 }
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainSettings', 'make_optimizer', 'make_loaders', 'Trainer', 'draw_training', 'update_ema', 'init_model',
-           'train_stage', 'save_outputs']
+           'labelled_target', 'train_stage', 'save_outputs']
 
 # %% ../../nbs/training/02_loop.ipynb #90d35dc7
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ import torch
 
 from ..core import (
     InputError, autocast, check_name, progress, save_json, save_torch, seeded, spaced_indices)
-from ..data import LabelSpace, Samples, default_workers, train_loader
+from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
@@ -44,6 +44,7 @@ class TrainSettings(StageSettings):
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation
     class_balance: float = 0.0       # 0: all source pixels count alike; 1: all classes do
+    target_labels_weight: float = field(default=1.0, metadata=dict(domain='target_labels'))   # of their loss, if any
     checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
     workers: 'int | None' = field(default=None, metadata=dict(bits=False))   # data workers; none: chosen for the device
     tensorboard: bool = field(default=False, metadata=dict(bits=False))      # write TensorBoard events, too
@@ -66,6 +67,9 @@ def _check_train_settings(settings: TrainSettings):
     if not 0 <= settings.class_balance <= 1:
         raise InputError(f"class_balance={settings.class_balance}",
                          "0 (all pixels count alike) to 1 (all classes do)", "set class_balance=0.5")
+    if settings.target_labels_weight < 0:
+        raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
+                         "set target_labels_weight=1")
     for name in ('steps', 'batch_size', 'checkpoint_every', 'lr'):
         value = getattr(settings, name)
         if value <= 0:
@@ -422,6 +426,15 @@ def init_model(config: RunConfig, device: torch.device) -> nn.Module:
     if config.keep_maps:
         keep_maps(model)
     return model.to(device, memory_format=torch.channels_last)
+
+# %% ../../nbs/training/02_loop.ipynb #9f95d603
+def labelled_target(stage: Stage, exposure_gain: float = 1.0) -> list[Samples]:   # one domain, or none
+    "The labelled target images of a run, augmented."
+    if not stage.config.target_labels:
+        return []
+    config, settings = stage.config, stage.settings
+    transform = augment(config.size, config.crop, settings.scale, settings.jitter)
+    return [stage.samples('target_labels', transform, exposure_gain=exposure_gain)]
 
 # %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
 def train_stage(stage: Stage, model: nn.Module,
