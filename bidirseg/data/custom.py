@@ -168,7 +168,7 @@ def guess_description(images: str | Path,                  # a folder
     _check_separate_folders(images, labels)
     names, names_seen = _describe_names(images, labels)
     paths = _sample(labels, names.get('label_end', ''), sample)
-    folders = list(dict.fromkeys([labels, labels.parent, images, images.parent]))
+    folders = list(dict.fromkeys([labels, labels.parent, images, images.parent, labels.parent.parent]))
     values, values_seen = describe_values(paths, folders)
     spec |= names | bits | values
     exif, exif_seen = _describe_exif(open_domain(dict(spec, skip_missing=True), None), sample)

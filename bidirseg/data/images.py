@@ -345,12 +345,12 @@ def open_ids(path: Path, max_pixels: int = MAX_PIXELS,
         ids = _unstretch(image, ids)
     if 'RGB' in packing and ';16' in packing:
         ids = _colors_of_16_bits(path, 'a label map', packing, max_pixels)
-    if ids.ndim == 3:
+    if ids.ndim == 3 and ids.shape[-1] > 2:   # more than grey and an alpha channel without holes
         red, others = ids[..., :1], ids[..., 1:3]
         if not first_channel and others.any() and (others != red).any():
             raise InputError(f"{path} is a colour picture", "a label map that says its ids in grey",
                              'set encoding = "colors" if its colours say the classes')
-        ids = ids[..., 0]
+    ids = ids[..., 0] if ids.ndim == 3 else ids
     return ids.astype(np.uint8) if ids.dtype == bool else ids
 
 # %% ../../nbs/data/01_images.ipynb #9caedcc2

@@ -77,6 +77,9 @@ def _count_values(paths: list[Path], colored: bool) -> tuple[Counter, set]:   # 
 def _check_counts(counts: Counter, filling: set, what: str):
     "Raise `InputError` for values that are no classes."
     n_thin = len(counts) - len(filling)
+    if len(counts) < 2:
+        raise InputError(f"no other value than {', '.join(map(str, counts))} in {what}", "two classes, or one and the rest",
+                         "check that these are the label maps, and that somebody drew into them")
     if len(counts) > 16 and n_thin > len(counts) / 2:
         raise InputError(f"{len(counts)} different values in {what}, of which {n_thin} fill no area",
                          "one value for a class: these were resized smoothly, or saved with loss",
@@ -109,8 +112,8 @@ def _by_file_name(values: list[int], name: str) -> tuple[dict, list[str]]:   # v
 def _no_class(values: list[int]) -> list[int]:
     "The ids that look like no class."
     others = [value for value in values if value not in (255, 65535)]
-    are_levels = not others or max(others) > 2 * len(others) + 32
-    if len(values) == 2 or are_levels:
+    are_levels = max(others, default=0) > 2 * len(others) + 32
+    if others and (len(values) == 2 or are_levels):
         return []
     return [value for value in values if value in (255, 65535)]
 
