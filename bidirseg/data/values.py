@@ -78,7 +78,8 @@ def _check_counts(counts: Counter, filling: set, what: str):
     "Raise `InputError` for values that are no classes."
     n_thin = len(counts) - len(filling)
     if len(counts) < 2:
-        raise InputError(f"no other value than {', '.join(map(str, counts))} in {what}", "two classes, or one and the rest",
+        raise InputError(f"no other value than {', '.join(map(str, counts))} in {what}",
+                         "two classes, or one and the rest",
                          "check that these are the label maps, and that somebody drew into them")
     if len(counts) > 16 and n_thin > len(counts) / 2:
         raise InputError(f"{len(counts)} different values in {what}, of which {n_thin} fill no area",
