@@ -33,7 +33,7 @@ def save_png(path: Path, pixels: np.ndarray):   # (h, w) uint8 or uint16, or (h,
     note = PngInfo()
     note.add_text('Software', _SOFTWARE)
     with atomic_path(path) as tmp:
-        Image.fromarray(pixels).save(tmp, pnginfo=note)
+        Image.fromarray(pixels).save(tmp, pnginfo=note, compress_level=1)   # the fastest
 
 def is_ours(path: Path) -> bool:
     "Whether a file is a result of `predict`."

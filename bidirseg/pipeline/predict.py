@@ -338,19 +338,19 @@ def _total(photos: list[Photo], every: int) -> int:
     return sum(counts) if all(counts) else 0
 
 # %% ../../nbs/pipeline/03_predict.ipynb #81686a26
-def predict_files(path: str | Path,    # a run directory, or a checkpoint
-                  images: list[str],   # files, folders, globs
-                  out: str | Path,     # folder of the results
+def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoint, or what is loaded
+                  images: list[str],              # files, folders, globs
+                  out: str | Path,                # folder of the results
                   stage: str | None = None,
                   max_pixels: int = MAX_PIXELS,
-                  **options,           # of `PredictOptions`
-                  ) -> list[Path]:     # the files with ids
+                  **options,                      # of `PredictOptions`
+                  ) -> list[Path]:                # the files with ids
     "Label pictures and videos into files that `06_photos` names; raises `UnreadableImages` at the end."
     out, options = Path(out), PredictOptions(max_pixels=max_pixels, **options)
-    segmenter = load(path, stage)
+    segmenter = path if isinstance(path, Segmenter) else load(path, stage)
     photos = _plan(images, out, segmenter.space, options)
     files.save_legend(out, segmenter.space)
-    threads, failed = min(8, 1 + cpu_count()), []
+    threads, failed = min(16, 1 + cpu_count()), []
     with _no_pillow_limit():
         tasks = _tasks(photos, out, options)
         pictures = ahead(partial(_open, segmenter, options), tasks, threads)

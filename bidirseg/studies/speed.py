@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'Row', 'bench_table', 'Rates', 'BroadcastEM', 'bench_prototypes', 'bare_loop', 'bench_training',
-           'bench_modes', 'bench_check']
+           'bench_modes', 'bench_check', 'bench_predict']
 
 # %% ../../nbs/studies/04_speed.ipynb #22013419
 import contextlib
@@ -34,7 +34,8 @@ from torch import Tensor, nn
 from ..core import check_name, cpu_count, pick_device, stream
 from ..data import CITYSCAPES19, ImageSet, augment, draw_scene, folder, survey
 from ..mixture import ClassPrototypes, GaussianMixture, full_precision
-from ..models import to_device
+from ..models import forward, to_device
+from ..pipeline.predict import Segmenter, predict_files
 from ..runs import (
     RunConfig, Stage, label_space, load_preset, markdown, open_stage, stage_settings, start_run)
 from ..training import (
@@ -533,5 +534,41 @@ def bench_check(device: str = 'cpu',   # as the other benches have it; nothing i
     return [Row.at_most('check_over_decoding', walk / bare, 'times', 1.5),
             Row.at_most(f'check_of_20000_pairs_with_{cpu_count()}_processes', minutes, 'minutes', 5.)]
 
+# %% ../../nbs/studies/04_speed.ipynb #40bd10f2
+def _write_photos(folder: Path, n: int, size: tuple[int, int]) -> list[Path]:
+    "Write a few scenes as photographs, under many names."
+    paths = [folder/f'{i}.jpg' for i in range(n)]
+    for i, path in enumerate(paths):
+        if i < 4:
+            Image.fromarray(draw_scene('camera', i, *size)[0]).save(path)
+        else:
+            os.link(paths[i % 4], path)
+    return paths
+
+# %% ../../nbs/studies/04_speed.ipynb #c3976978
+def bench_predict(device: str = 'cpu',   # cpu or cuda
+                  photos: int = 16, batch: int = 4, turns: int = 1,
+                  height: int = 256, width: int = 512,   # that the network sees; the photos are twice as high
+                  preset: str = 'gta5-cityscapes',       # whose network
+                  ) -> list[Row]:
+    "Photographs a second of `predict_files`, against the bare forward pass."
+    changes = ['weights=none', f'height={height}', f'width={width}']
+    device, config = pick_device(device), load_preset(preset, changes)
+    model = init_model(config, device).eval()
+    segmenter = Segmenter(model, label_space(config), config.size, preset, config)
+    images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
+
+    def bare():
+        for _ in range(photos // batch):
+            forward(model, images)
+
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
+        paths = _write_photos(Path(root), photos, (2 * height, 2 * width))
+        label = partial(predict_files, segmenter, paths, Path(root, 'out'), batch=batch)
+        ours, floor = _medians([label, bare], device, turns)
+    return [Row.at_least('predict_files_vs_forward', floor / ours, 'times the rate', .9),
+            Row('predict_photos_per_second', photos / ours, 'images/s')]
+
 # %% ../../nbs/studies/04_speed.ipynb #51cf7504
-BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check)
+BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check,
+               predict=bench_predict)
