@@ -14,14 +14,13 @@ from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, show
                            show_overlays, show_survey, survey)
 from ..plots import save_figure
 from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
-                           markdown, open_domains, open_stage, render)
+                           markdown, open_domains, open_stage, render, supervision_text)
 
 # %% ../../nbs/pipeline/00_check.ipynb #d52cd389
 def _skip_missing(config: RunConfig) -> RunConfig:
     "The same run, going on without the images that have no label map."
-    source = dict(config.source, skip_missing=True)
-    evaluation = dict(config.evaluation, skip_missing=True) if config.evaluation else {}
-    return replace(config, source=source, evaluation=evaluation)
+    labelled = {name: getattr(config, name) for name in ('source', 'evaluation', 'target_labels')}
+    return replace(config, **{name: dict(spec, skip_missing=True) for name, spec in labelled.items() if spec})
 
 # %% ../../nbs/pipeline/00_check.ipynb #928fa2a5
 def _domain_table(report: dict[str, dict]) -> tuple[list, list[list]]:   # domain -> its survey
@@ -55,6 +54,7 @@ def _class_table(report: dict[str, dict],   # domain -> its survey
 _BODY = '''<h1>Data of {{ preset }}</h1>
 {% if rows %}<h2>To fix</h2>{{ to_fix }}{% else %}<p>Nothing to fix.</p>{% endif %}
 <h2>What there is</h2>
+{% if supervision %}<p>{{ supervision }}</p>{% endif %}
 {{ domains }}
 {{ colors }}
 {% for figure in figures %}{{ figure }}{% endfor %}
@@ -65,12 +65,13 @@ def _check_page(preset: str,
                 rows: list[list],     # findings
                 tables: list[tuple],  # of domains, colours and classes
                 figures: list,        # in HTML
+                supervision: str,     # a sentence where the run is not unsupervised
                 ) -> str:             # HTML
     "The page of a check."
     to_fix = html_table(['domain', 'what', 'such as'], rows)
     domains, colors, classes = (html_table(*table) for table in tables)
     body = render(_BODY, preset=preset, rows=rows, to_fix=to_fix, domains=domains, colors=colors,
-                  classes=classes, figures=figures)
+                  classes=classes, figures=figures, supervision=supervision)
     return html_page(f'Data of {preset}', body)
 
 # %% ../../nbs/pipeline/00_check.ipynb #92b70491
@@ -98,9 +99,10 @@ def check(config: RunConfig,
     save_json(out/'check.json', report)
     rows, figures = findings(report), _save_figures(report, domains, space, out)
     tables = [_domain_table(report), _color_table(report), _class_table(report, space)]
-    print('\n\n'.join(markdown(*table) for table in tables))
+    supervision = supervision_text(report.get('target_labels', {}).get('images', 0))
+    print('\n\n'.join([*(markdown(*table) for table in tables), *filter(None, [supervision])]))
     with atomic_path(out/'check.html') as tmp:
-        text = _check_page(config.preset, rows, tables, figures)
+        text = _check_page(config.preset, rows, tables, figures, supervision)
         tmp.write_text(text, encoding='utf-8', errors='backslashreplace')
     return out/'check.html', rows
 

@@ -156,6 +156,7 @@ def _with_domains(config: RunConfig,
                  source: str | None = None,       # TOML files
                  target: str | None = None,
                  evaluation: str | None = None,
+                 target_labels: str | None = None,
                  given: set = frozenset(),        # names of settings that stay as they are
                  ) -> RunConfig:
     "The run between data sets that are described in files."
@@ -165,6 +166,8 @@ def _with_domains(config: RunConfig,
         config = replace(config, target=read_description(target), evaluation={}, oracle=False)
     if evaluation:
         config = replace(config, evaluation=read_description(evaluation))
+    if target_labels:
+        config = replace(config, target_labels=read_description(target_labels))
     for name in ('source', 'target'):
         if not getattr(config, name):
             raise InputError(f"no {name}", "a source and a target", f"add --{name} FILE.toml, or name a preset")
@@ -173,7 +176,7 @@ def _with_domains(config: RunConfig,
 # %% ../../nbs/pipeline/01_stages.ipynb #ac7bbc9f
 def configure(preset: str,
               changes: list[str] = (),   # 'key=value'
-              domains: dict = {},        # source, target, evaluation: TOML files that describe data sets
+              domains: dict = {},        # source, target, evaluation, target_labels: TOML files that describe data sets
               ) -> RunConfig:
     "The configuration that a line of the shell asks for."
     config = load_preset(preset, changes)
@@ -245,7 +248,7 @@ def run(preset: str,                 # a preset's name or a TOML file
         run_dir: str | Path,
         changes: list[str] = (),     # 'key=value'
         update: bool = False,        # accept settings that differ from the directory's
-        domains: dict = {},          # source, target, evaluation: TOML files that describe data sets
+        domains: dict = {},          # source, target, evaluation, target_labels: TOML files that describe data sets
         **settings,                  # the same as `changes`, for Python: seed=1, warmup=dict(steps=200)
         ) -> Path:                   # the report
     "Run every stage that is not complete, then write the report."
