@@ -51,13 +51,16 @@ def _add_preset(parser: ArgumentParser, optional: bool = False):
 
 def _add_domains(parser: ArgumentParser):
     "Files that describe data sets."
-    kinds = dict(source='labelled source', target='target', evaluation='labelled target images that are scored')
+    kinds = {'source': 'labelled source', 'target': 'target',
+             'evaluation': 'labelled target images that are scored',
+             'target-labels': 'labelled target images that are learnt from, if there are a few'}
     for name, what in kinds.items():
         parser.add_argument(f'--{name}', metavar='FILE.toml', help=f'description of the {what}, from init-data')
 
 def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
-    return dict(source=args.source, target=args.target, evaluation=args.evaluation)
+    names = 'source', 'target', 'evaluation', 'target_labels'
+    return {name: getattr(args, name) for name in names}
 
 def _key_values(changes: list[str], example: str) -> dict:
     "KEY=VALUE as they were given to an option; raises `InputError` with the example."

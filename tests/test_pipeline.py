@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from bidirseg.cli import main
-from bidirseg.core import load_json, load_torch
+from bidirseg.core import InputError, load_json, load_torch
 from bidirseg.pipeline.stages import stage_spec
-from bidirseg.runs import load_preset, load_run, stage_dir, stage_names, start_run
+from bidirseg.runs import Stage, load_preset, load_run, stage_dir, stage_names, start_run
 
 SCENES = 'dataset = "scenes"\nheight = 48\nwidth = 96\n'
 TINY = f'''
@@ -363,6 +363,28 @@ def test_target_labels_are_never_opened(tmp_path):
             stage_spec(stage).run(run_dir, stage)
         result[name] = weights(run_dir)
     assert_same(result['a'], result['b'])
+
+
+def test_a_few_target_labels_and_no_others_are_read(tmp_path):
+    "All other label maps of the target are broken, so that opening one would fail; those of the few do their work."
+    make_camvid(tmp_path)
+    labels = sorted((tmp_path/'camvid'/'trainannot').glob('0001TP*'))
+    for path in (labels[0], *labels[3:5]):
+        path.write_bytes(b'nobody may open this')
+    small = ['target.slice="0:5"', 'evaluation.slice="5:"', 'prototypes.n_components=2', 'prototypes.adapt_steps=2',
+             'reweighting.n_centroids=5', 'feature_dim=16', 'oracle=false', 'rounds=1', f'data_root={tmp_path}']
+    trained = ('warmup', 'self_training', 'distillation')
+    small += [f'{stage}.{change}' for stage in trained for change in ('steps=2', 'batch_size=2')]
+    few = start_run(tmp_path/'few', load_preset('camvid-dusk', [*SMALL_DUSK, *small, 'target_labels.slice="1:3"']))
+    for name in ('data', 'warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training', 'distillation_1'):
+        stage_spec(name).run(few, name)
+        reads = name not in ('pseudo_labels', 'reweighting')
+        assert ('target_labels' in record(few, name)['inputs']) == reads, name
+    baseline = Stage(few, 'source_only', stage_spec('source_only').settings)
+    assert baseline.settings.inputs(baseline) == ['source']
+    labels[1].write_bytes(b'one of the few')
+    with pytest.raises(InputError, match='cannot be read as a label map'):
+        stage_spec('warmup').run(few, 'warmup')
 
 
 def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):

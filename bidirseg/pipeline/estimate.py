@@ -43,7 +43,8 @@ def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     for name in stage_names(config):
         if issubclass(stage_spec(name).settings, TrainSettings):
             tables[name] = {**tables.get(name, {}), **few}
-    domains = {name: _fewer_images(getattr(config, name), images) for name in ('source', 'target', 'evaluation')}
+    names = 'source', 'target', 'evaluation', 'target_labels'
+    domains = {name: _fewer_images(getattr(config, name), images) for name in names}
     return replace(config, settings=tables, **domains)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #a3bb4dee

@@ -17,7 +17,7 @@ from ..core import atomic_path, load_json
 from ..evaluation import gap_closed
 from ..judgement import judgement_text, read_judgement
 from ..runs import (RunConfig, html_figure, html_page, html_table, load_run, markdown, mean_spread,
-                           percent, render, stage_dir, stage_kind, stage_names)
+                           percent, render, stage_dir, stage_kind, stage_names, supervision_text)
 
 # %% ../../nbs/pipeline/02_report.ipynb #aff6ea61
 def _score_row(name: str,
@@ -95,13 +95,20 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
     "The scores of a finished run."
     return load_json(stage_dir(run_dir, 'evaluation')/'scores.json', 'the scores of a finished run')
 
+def _supervision(run_dir: Path) -> str:   # '' where the run is unsupervised
+    "Whether a run also learnt from labels of the target, in a sentence."
+    if not load_run(run_dir).target_labels:
+        return ''
+    return supervision_text(load_json(stage_dir(run_dir, 'data')/'check.json')['target_labels']['images'])
+
 def score_text(run_dir: Path) -> str:
     "The scores of a run as text."
     results = _read_scores(run_dir)
     judged = read_judgement(run_dir)
     said = [judgement_text(judged)] if judged else []
+    said += filter(None, [_supervision(run_dir)])   # nothing where the run is unsupervised
     if not results:
-        return '\n\n'.join([*said, 'no labelled target images, so no scores: look at the pictures'])
+        return '\n\n'.join([*said, 'no labelled target images to score on: look at the pictures'])
     published = _compare_published(load_run(run_dir), results)
     tables = [markdown(*table) for table in (_score_rows(results), published) if table]
     return '\n\n'.join([*tables, *said])
@@ -146,6 +153,7 @@ def _stage_figures(run_dir: Path, name: str) -> Markup:
 _REPORT = '''
 <h1>{{ config.preset }}</h1>
 <p>{{ config.description }}</p>
+{% if supervision %}<p>{{ supervision }}</p>{% endif %}
 <p>Seed {{ config.seed }}; {{ last.device }} ({{ last.threads }} threads) of {{ last.machine }};
 {% for name, version in last.versions.items() %}
 {{ name }} {{ version }}{{ ', ' if not loop.last else '. ' }}
@@ -164,7 +172,7 @@ _REPORT = '''
 reads it.)</p>
 {% endif %}
 {% else %}
-<p>There are no labelled target images, so there are no scores.</p>
+<p>There are no labelled target images to score on, so there are no scores.</p>
 {% endif %}
 {% if judged %}
 <h2>Did adaptation help?</h2>
@@ -204,7 +212,7 @@ def report(run_dir: str | Path) -> Path:   # report.html
     body = render(_REPORT, config=config, last=records['evaluation'], results=results, cost=cost,
                   seconds=sum(record['seconds'] for record in records.values()),
                   pseudo=load_json(pseudo) if pseudo.exists() else None,
-                  judged=judgement_text(judged) if judged else None,
+                  judged=judgement_text(judged) if judged else None, supervision=_supervision(run_dir),
                   figures={name: _stage_figures(run_dir, name) for name in records},
                   settings=json.dumps(asdict(config), indent=1), **_score_parts(config, results))
     with atomic_path(run_dir/'report.html') as tmp:

@@ -93,7 +93,8 @@ DEVIATIONS = [   # published code, here, reason
 # %% ../../nbs/studies/00_published.ipynb #f6f7d009
 def _settings_of(config: RunConfig) -> dict:   # name -> value, with a dot for what belongs to a stage
     "All settings of a run that the published code might have, too."
-    about = ('settings', 'source', 'target', 'evaluation', 'classes', 'preset', 'description', 'chosen_on')
+    about = ('settings', 'source', 'target', 'evaluation', 'target_labels', 'classes', 'preset', 'description',
+             'chosen_on')
     found = {name: value for name, value in asdict(config).items() if name not in about}
     rounds = [] if config.rounds else ['distillation_1']
     for stage in [*stage_names(config), *rounds]:
