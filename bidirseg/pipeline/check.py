@@ -14,14 +14,13 @@ from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, rema
                            show_overlays, show_survey, survey)
 from ..plots import save_figure
 from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
-                           markdown, open_domains, open_stage, render)
+                           markdown, open_domains, open_stage, render, supervision_text)
 
 # %% ../../nbs/pipeline/00_check.ipynb #d52cd389
 def _skip_missing(config: RunConfig) -> RunConfig:
     "The same run, going on without the images that have no label map."
-    source = dict(config.source, skip_missing=True)
-    evaluation = dict(config.evaluation, skip_missing=True) if config.evaluation else {}
-    return replace(config, source=source, evaluation=evaluation)
+    labelled = {name: getattr(config, name) for name in ('source', 'evaluation', 'target_labels')}
+    return replace(config, **{name: dict(spec, skip_missing=True) for name, spec in labelled.items() if spec})
 
 # %% ../../nbs/pipeline/00_check.ipynb #928fa2a5
 def _domain_table(report: dict[str, dict]) -> tuple[list, list[list]]:   # domain -> its survey
@@ -113,7 +112,7 @@ def check(config: RunConfig,
     report = {name: survey(images, space, workers=workers) for name, images in domains.items()}
     save_json(out/'check.json', report)
     rows, figures = findings(report), _save_figures(report, domains, space, out)
-    known = remarks(report) + _value_clashes(config)
+    known = remarks(report) + _value_clashes(config) + _supervision(report)
     tables = [_domain_table(report), _color_table(report), _class_table(report, space)]
     print('\n\n'.join(markdown(*table) for table in tables))
     print(''.join(f'\n{domain}: {what}' for domain, what in known))

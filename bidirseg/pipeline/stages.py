@@ -210,7 +210,7 @@ def _check_used(config: RunConfig, changes: list[str]):
 # %% ../../nbs/pipeline/01_stages.ipynb #ac7bbc9f
 def configure(preset: str,
               changes: list[str] = (),   # 'key=value'
-              domains: dict = {},        # source, target, evaluation: TOML files that describe data sets
+              domains: dict = {},        # source, target, evaluation, target_labels: TOML files that describe data sets
               ) -> RunConfig:
     "The configuration that a line of the shell asks for."
     over, changed = _described(domains), {_key_parts(change)[0] for change in changes}
@@ -290,7 +290,7 @@ def run(preset: str,                 # a preset's name or a TOML file
         run_dir: str | Path,
         changes: list[str] = (),     # 'key=value'
         update: bool = False,        # accept settings that differ from the directory's
-        domains: dict = {},          # source, target, evaluation: TOML files that describe data sets
+        domains: dict = {},          # source, target, evaluation, target_labels: TOML files that describe data sets
         **settings,                  # the same as `changes`, for Python: seed=1, warmup=dict(steps=200)
         ) -> Path:                   # the report
     "Run every stage that is not complete, then write the report."
