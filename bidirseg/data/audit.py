@@ -190,8 +190,8 @@ def _label_figures(totals: _Totals, images: LabeledImageSet, space: LabelSpace) 
     outside, ignored_values = _without_class(totals, images, train_ids)
     ignored = round(counts[IGNORE] / max(1, totals.values.total()), 4)
     return dict(missing=list(images.missing), ignored=ignored,
-                ignored_values=ignored_values, outside=outside, class_share=shares, labels=bool(with_class or not values),
-                void=totals.void, resize=images.resize_label,
+                ignored_values=ignored_values, outside=outside, class_share=shares,
+                labels=bool(with_class or not values), void=totals.void, resize=images.resize_label,
                 resized=sorted(totals.resized, key=_size_difference),
                 thin=[len(set(values) - totals.filling), len(values)], renumbered=renumbered(totals.colors_of))
 

@@ -100,6 +100,11 @@ def _value_clashes(config: RunConfig) -> list[list]:   # rows: domain, what
                for value in source if value in scored and source[value] != scored[value]]
     return [['evaluation', f"values of two meanings: {'; '.join(clashes)}"]] if clashes else []
 
+def _supervision(report: dict[str, dict]) -> list[list]:   # rows: domain, what
+    "Whether a run learns from labels of the target."
+    said = supervision_text(report.get('target_labels', {}).get('images', 0))
+    return [['target_labels', said]] if said else []
+
 # %% ../../nbs/pipeline/00_check.ipynb #59b299d1
 def check(config: RunConfig,
           out: str | Path,              # where `check.html`, `check.json` and the pictures go
