@@ -200,7 +200,11 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
 # %% ../nbs/11_core.ipynb #3220829e
 def cache_dir() -> Path:
     "The folder of what all runs share: below XDG_CACHE_HOME, or ~/.cache."
-    return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()/'bidirseg'
+    try:
+        return Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()/'bidirseg'
+    except RuntimeError:
+        raise InputError("a user without a home", "a folder for the cache",
+                         "set the environment variable XDG_CACHE_HOME to one") from None
 
 # %% ../nbs/11_core.ipynb #cb2b2ae0
 def _devices() -> list[str]:

@@ -6,7 +6,7 @@
 __all__ = ['notebooks_folder', 'stage_spec', 'check_settings', 'check_config', 'configure', 'run_stage', 'run', 'repeat']
 
 # %% ../../nbs/pipeline/01_stages.ipynb #fc00bd69
-import json
+import builtins
 import shlex
 import sys
 import tempfile
@@ -16,7 +16,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+import nbformat
 import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from traitlets.config import Config
 
 import bidirseg
 from .. import distillation, evaluation, judgement, prototypes, pseudo_labels, reweighting, self_training, warmup
@@ -235,10 +240,11 @@ def _runs_in_production(cell: dict) -> bool:
         return True
     return source.startswith(('#| export', '#| default_exp', '#| hide\nimport', '#| hide\nfrom'))
 
-def _without_tests(notebook: Path) -> dict:
+def _without_tests(notebook: Path) -> nbformat.NotebookNode:
     "A stage's notebook as a run executes it."
-    content = json.loads(notebook.read_text(encoding='utf-8'))
-    return dict(content, cells=[cell for cell in content['cells'] if _runs_in_production(cell)])
+    content = nbformat.read(notebook, as_version=4)
+    content.cells = [cell for cell in content.cells if _runs_in_production(cell)]
+    return content
 
 # %% ../../nbs/pipeline/01_stages.ipynb #a52d712f
 def _parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
@@ -247,21 +253,42 @@ def _parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
     wanted, _, fix = rest.partition('. Fix: ')
     return seen, wanted, fix
 
+def _as_input_error(error: papermill.PapermillExecutionError) -> InputError | None:
+    "What the user can fix about an error in a kernel, if anything."
+    if error.ename == 'InputError':
+        return InputError(*_parse_error(error.evalue))
+    kind = getattr(builtins, error.ename, None)
+    if isinstance(kind, type) and issubclass(kind, OSError):
+        return InputError(error.evalue, 'a place that can be read or written',
+                          'check the path, its permissions and the disk; XDG_CACHE_HOME moves ~/.cache')
+
+# %% ../../nbs/pipeline/01_stages.ipynb #9ff76a01
+class _OwnKernel(AsyncKernelManager):
+    "Starts the interpreter that this process runs in, whatever kernels are installed."
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        folder = str(Path(self.connection_file).parent)
+        places = ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR')
+        return KernelSpec(**get_kernel_dict() | dict(env=dict.fromkeys(places, folder)))
+
+def _kernel_options(folder: str) -> dict:
+    "What papermill hands on to the client of a stage; the kernel's own files go into a folder."
+    connection = dict(connection_file=f'{folder}/kernel.json')
+    return dict(kernel_manager_class=_OwnKernel, config=Config(ConnectionFileMixin=connection),
+                extra_arguments=['--log-level=40'])
+
 # %% ../../nbs/pipeline/01_stages.ipynb #9827ceae
 def _execute(notebook: Path, out: Path, parameters: dict):
     "Execute a notebook without its tests; an `InputError` inside is raised here as one."
+    pattern = str(out).replace('{', '{{').replace('}', '}}')   # papermill fills parameters into paths
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        slim = Path(folder)/notebook.name
-        slim.write_text(json.dumps(_without_tests(notebook)), encoding='utf-8')
         try:
-            papermill.execute_notebook(slim, out, parameters, kernel_name='python3', progress_bar=False,
-                                       log_output=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                       extra_arguments=['--log-level=40'])
+            papermill.execute_notebook(_without_tests(notebook), pattern, parameters, kernel_name='python3',
+                                       progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                       **_kernel_options(folder))
         except papermill.PapermillExecutionError as e:
-            if e.ename == 'InputError':
-                raise InputError(*_parse_error(e.evalue)) from None
-            raise
+            raise _as_input_error(e) or e from None
 
 def run_stage(run_dir: Path, name: str):
     "Execute a stage's notebook into its folder, unless the stage is complete."
