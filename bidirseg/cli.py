@@ -24,6 +24,7 @@ from .pipeline.export import export
 from .pipeline.predict import PredictOptions, UnreadableImages, evaluate_run, predict_files
 from .pipeline.report import published_table, report
 from .pipeline.stages import check_settings, configure, repeat, run, stage_spec
+from .pipeline.suggest import suggest
 from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, percent,
                            preset_names, stage_names)
 from .studies.ablation import VARIANTS, ablate
@@ -335,6 +336,22 @@ def _export(args: Namespace):
     export(args.run_dir, args.onnx, args.torch, args.stage, args.size, args.overwrite)
 
 
+# %% ../nbs/10_command_line.ipynb #9b995b81
+def _add_suggest(commands):
+    parser = commands.add_parser('suggest', help='name the target images of a run whose labels would help most')
+    parser.add_argument('run_dir')
+    parser.add_argument('-n', '--count', type=int_at_least(1), default=20, help='images; 20 if not given')
+    parser.add_argument('--out', metavar='DIR', help='a new folder for copies of them and a list, for an annotator')
+    parser.set_defaults(command=_suggest)
+
+def _suggest(args: Namespace):
+    "Print mean log likelihood and path, the strangest first."
+    for one in suggest(args.run_dir, args.count, args.out):
+        print(f'{one.score:10.1f}  {one.name}')
+    if args.out:
+        print(f'written: {args.out}; put label maps of the same names into {args.out}/labels, then: bidirseg init-data '
+              f'{args.out}/images {args.out}/labels --out few.toml, and run again with --target-labels few.toml')
+
 # %% ../nbs/10_command_line.ipynb #c3e9b912
 def _add_studies(commands):
     parser = _add_over_seeds(commands, 'ablate', _ablate,
@@ -386,6 +403,7 @@ EXAMPLES = {   # command -> what may follow it
     'draw': 'streets --count 1000 --out streets --set traffic=left',
     'evaluate': 'runs/dusk --dataset camvid --root data/camvid --split val',
     'export': 'runs/demo --onnx street.onnx',
+    'suggest': 'runs/own -n 20 --out suggested',
     'ablate': 'demo --seeds 0 1 2 --variants full warmup --out runs/ablation',
     'labels': 'camvid-dusk --seeds 0 1 2 --out runs/labels --set data_root=data',
     'checkpoints': 'camvid-dusk --seeds 0 1 2 --out runs/checkpoints --set data_root=data',
@@ -400,7 +418,8 @@ def make_parser() -> ArgumentParser:
     parser.add_argument('--version', action='version', version=bidirseg.__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
-                _add_draw, _add_evaluate, _add_predict, _add_export, _add_studies, _add_bench):
+                _add_draw, _add_evaluate, _add_predict, _add_export, _add_suggest,
+                _add_studies, _add_bench):
         add(commands)
     for name, example in EXAMPLES.items():
         commands.choices[name].epilog = f'example: bidirseg {name} {example}'
