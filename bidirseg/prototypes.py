@@ -207,6 +207,8 @@ def show_prototypes(prototypes: ClassPrototypes, rows: dict[int, Tensor], space:
     "Features and prototypes of each class on the two main axes of all features."
     some = {c: features[:most] for c, features in rows.items()}
     every = torch.cat(list(some.values()))
+    if len(every) == 1:
+        every = every.repeat(2, 1)   # so that there are two axes
     center = every.mean(0)
     axes = torch.linalg.svd(every - center, full_matrices=False)[2][:2].T   # (d, 2)
     fig, ax = plt.subplots(figsize=(7, 4.2), dpi=60)

@@ -18,10 +18,6 @@ from typing import Callable, NamedTuple
 
 import nbformat
 import papermill
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from traitlets.config import Config
 
 import bidirseg
 from .. import distillation, evaluation, judgement, prototypes, pseudo_labels, reweighting, self_training, warmup
@@ -263,6 +259,11 @@ def _as_input_error(error: papermill.PapermillExecutionError) -> InputError | No
                           'check the path, its permissions and the disk; XDG_CACHE_HOME moves ~/.cache')
 
 # %% ../../nbs/pipeline/01_stages.ipynb #9ff76a01
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from traitlets.config import Config
+
 class _OwnKernel(AsyncKernelManager):
     "Starts the interpreter that this process runs in, whatever kernels are installed."
     @property
