@@ -385,10 +385,10 @@ def show_overlays(pairs: LabeledImageSet, space: LabelSpace,
 # %% ../../nbs/data/08_audit.ipynb #754180bf
 def _plot_class_shares(ax: Axes, report: dict[str, dict]):   # domain -> survey with class shares
     "Bars for every class, side by side for the domains."
-    classes = list(next(iter(report.values()))['class_share'])
+    classes, width = list(next(iter(report.values()))['class_share']), .8 / len(report)
     for j, (domain, figures) in enumerate(report.items()):
         shares = [max(100 * share, 1e-3) for share in figures['class_share'].values()]
-        ax.bar(np.arange(len(shares)) + .4 * j, shares, .4, label=domain)
+        ax.bar(np.arange(len(shares)) + width * j, shares, width, label=domain)
     ax.set_xticks(range(len(classes)), map(escape_mathtext, classes), rotation=60, ha='right')
     ax.set(yscale='log', ylabel='% of the labelled pixels')
     ax.yaxis.set_major_formatter('{x:g}')
