@@ -245,7 +245,8 @@ def _image_findings(figures: dict) -> list[list]:   # rows: what, examples
 # %% ../../nbs/data/08_audit.ipynb #4dcf2b6a
 def _size_examples(resized: list) -> str:   # [key, size of the label map, size of the image]
     "The pairs of different size, the worst first."
-    parts = [f'{key} is {label[0]} x {label[1]}, its image {size[0]} x {size[1]}' for key, label, size in resized[:20]]
+    parts = [f'{key} is {label[0]} x {label[1]}, its image {size[0]} x {size[1]}'
+             for key, label, size in resized[:20]]
     return ', '.join(parts)
 
 def _label_findings(figures: dict) -> list[list]:   # rows: what, examples
