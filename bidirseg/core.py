@@ -126,7 +126,7 @@ def load_json(path: str | Path, what: str = 'a JSON file'):
         raise InputError(f"{path}: {error}", what, "remove the broken file and run the stage again") from None
 
 # %% ../nbs/11_core.ipynb #735e6560
-_DRIVE = re.compile(r'''^\s*\w*(?:root|weights)\s*=\s*"[A-Za-z]:\\(?![\\"])''', re.MULTILINE)   # root = "C:\ and no more
+_DRIVE = re.compile(r'''^\s*\w*(?:root|weights)\s*=\s*"[A-Za-z]:\\(?![\\"])''', re.MULTILINE)   # root = "C:\
 
 def _toml_text(path: Path) -> str:
     "The text of a TOML file, without a byte-order mark."
