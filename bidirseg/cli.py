@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -60,8 +60,7 @@ def _add_domains(parser: ArgumentParser):
 
 def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
-    names = 'source', 'target', 'evaluation', 'target_labels'
-    return {name: getattr(args, name) for name in names}
+    return {name: getattr(args, name) for name in ('source', 'target', 'evaluation', 'target_labels')}
 
 def _key_values(changes: list[str], example: str) -> dict:
     "KEY=VALUE as they were given to an option; raises `InputError` with the example."
@@ -275,11 +274,6 @@ def _evaluate(args: Namespace):
     print(json.dumps({name: value for name, value in result.items() if name != 'confusion'}, indent=1))
 
 # %% ../nbs/10_command_line.ipynb #de5f575b
-_PREDICT_EXAMPLE = """for example:
-  bidirseg predict runs/demo photo.jpg shots 'more/*.jpg' --out labels --overlay
-  bidirseg predict runs/demo shots --out labels --skip-existing --batch 4
-  bidirseg predict runs/demo large.jpg --out labels --tiles --flip --scales 0.75 1 1.25"""
-
 _PREDICT_SWITCHES = {
     'tiles': "windows of the training's size at the picture's own resolution, instead of the whole picture",
     'flip': 'average with the mirror image',
@@ -290,8 +284,7 @@ _PREDICT_SWITCHES = {
 
 # %% ../nbs/10_command_line.ipynb #837c9eba
 def _add_predict(commands):
-    parser = commands.add_parser('predict', help='label images and videos of any size', epilog=_PREDICT_EXAMPLE,
-                                 formatter_class=RawDescriptionHelpFormatter)
+    parser = commands.add_parser('predict', help='label images and videos of any size')
     parser.add_argument('run_dir', help='a run directory, or a checkpoint')
     parser.add_argument('images', nargs='+', help='images, videos, folders of them, or globs in quotes')
     parser.add_argument('--out', required=True, metavar='DIR', help='where NAME.png (ids) and NAME_color.png go')
@@ -402,6 +395,7 @@ EXAMPLES = {   # command -> what may follow it
     'unpack': 'downloads',
     'draw': 'streets --count 1000 --out streets --set traffic=left',
     'evaluate': 'runs/dusk --dataset camvid --root data/camvid --split val',
+    'predict': "runs/demo photo.jpg shots 'more/*.jpg' --out labels --overlay",
     'export': 'runs/demo --onnx street.onnx',
     'suggest': 'runs/own -n 20 --out suggested',
     'ablate': 'demo --seeds 0 1 2 --variants full warmup --out runs/ablation',

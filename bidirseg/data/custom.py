@@ -99,7 +99,7 @@ def _check_separate_folders(images: Path, labels: Path):
 # %% ../../nbs/data/05_custom.ipynb #11622a58
 def _describe_folders(images: Path, labels: Path | None) -> tuple[dict, str]:   # entries, what was seen
     "Where images and label maps lie."
-    files = image_files(images)
+    files, _ = own_files(images, '', 'images')
     with opened(files[0][1], 'an image') as image:
         seen = f'{len(files)} images, the first {image.width} x {image.height}'
     root = Path(os.path.commonpath([images, labels])) if labels else images.parent

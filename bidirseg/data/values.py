@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core import InputError
-from .audit import filling_values, renumbered
+from .audit import are_smoothed, count_values, filling_values, renumbered, used_palette
 from .catalogue import KNOWN_LABELS, class_color, fitting
 from .class_files import find_class_names
 from .images import TRANSPARENT, open_colors, open_ids, opened, split_color
@@ -41,23 +41,18 @@ def _palettes(paths: list[Path]) -> dict[int, set]:   # id that occurs -> its co
     "The colours that palette files give to their ids."
     colors = defaultdict(set)
     for path in paths:
-        with opened(path, 'a label map') as image:
-            if image.mode == 'P':
-                palette, used = image.getpalette('RGB'), np.unique(np.asarray(image)).tolist()
-                for value in used:
-                    colors[value].add(tuple(palette[3 * value:3 * value + 3]))
+        for value, color in used_palette(path, list(count_values(open_ids(path)))).items():
+            colors[value].add(color)
     return colors
 
-def _is_colored(paths: list[Path]) -> bool:
-    "Whether label maps speak in colours; raises `InputError` where some do and some do not."
-    first = {}
-    for path in paths:
-        first.setdefault(_kind(path), path)
+def _kinds(paths: list[Path]) -> dict[Path, str]:
+    "How each label map speaks; raises `InputError` where some do in grey and some in colours."
+    kinds = {path: _kind(path) for path in paths}
+    first = {kind: path for path, kind in reversed(kinds.items())}
     if 'colours' in first and 'grey' in first:
         raise InputError(f"grey label maps such as {first['grey']}, and coloured ones such as {first['colours']}",
-                         "one kind",
-                         "keep one kind in the folder, and move the others away")
-    return 'colours' in first or bool(renumbered(_palettes(paths)))
+                         "one kind", "keep one kind in the folder, and move the others away")
+    return kinds
 
 # %% ../../nbs/data/12_values.ipynb #a0b3f401
 def _count_values(paths: list[Path], colored: bool) -> tuple[Counter, set]:   # value -> pixels; values that fill areas
@@ -65,8 +60,7 @@ def _count_values(paths: list[Path], colored: bool) -> tuple[Counter, set]:   # 
     counts, filling, open_label = Counter(), set(), open_colors if colored else open_ids
     for path in paths:
         raw = open_label(path)
-        codes, pixels = np.unique(raw, return_counts=True)
-        counts.update(dict(zip(codes.tolist(), pixels.tolist())))
+        counts.update(count_values(raw))
         filling.update(filling_values(raw))
     if colored:
         counts.pop(TRANSPARENT, None)
@@ -81,7 +75,7 @@ def _check_counts(counts: Counter, filling: set, what: str):
         raise InputError(f"no other value than {', '.join(map(str, counts))} in {what}",
                          "two classes, or one and the rest",
                          "check that these are the label maps, and that somebody drew into them")
-    if len(counts) > 16 and n_thin > len(counts) / 2:
+    if are_smoothed(n_thin, len(counts)):
         raise InputError(f"{len(counts)} different values in {what}, of which {n_thin} fill no area",
                          "one value for a class: these were resized smoothly, or saved with loss",
                          "take the originals, and resize label maps by the nearest pixel")
@@ -182,21 +176,17 @@ def _class_lines(classes: dict, ignored: list, counts: Counter) -> list[str]:
     return lines
 
 # %% ../../nbs/data/12_values.ipynb #87c05cbc
-def _colors_of(paths: list[Path], counts: Counter, colored: bool) -> dict:   # value -> (red, green, blue)
-    "The colours of values: their own, or those of the palettes."
-    if colored:
-        return {value: value for value in counts}
-    palettes = _palettes(paths)
-    return {value: min(palettes[value]) for value in counts if value in palettes}
-
 def describe_values(paths: list[Path],     # label maps that are opened
                     folders: list[Path],   # where a file with names may lie, in order
                     ) -> tuple[dict, list[str]]:   # entries of a description, what was seen
     "What label maps hold; raises `InputError` for what cannot be classes."
-    colored = _is_colored(paths)
+    kinds = _kinds(paths)
+    palettes = _palettes([path for path, kind in kinds.items() if kind == 'palette'])
+    colored = 'colours' in kinds.values() or bool(renumbered(palettes))
     counts, filling = _count_values(paths, colored)
     _check_counts(counts, filling, f'{len(paths)} label maps of {paths[0].parent}')
-    colors = _colors_of(paths, counts, colored)
+    told = {value: min(colors) for value, colors in palettes.items()}   # by palettes
+    colors = {value: value for value in counts} if colored else told
     names, why = _name_values(sorted(counts), colors, folders, paths[0].name)
     classes, ignored = _class_entries(names, colors)
     entries = dict(encoding='colors' if colored else 'ids', ignore=ignored, classes=classes)

@@ -100,6 +100,11 @@ def _value_clashes(config: RunConfig) -> list[list]:   # rows: domain, what
                for value in source if value in scored and source[value] != scored[value]]
     return [['evaluation', f"values of two meanings: {'; '.join(clashes)}"]] if clashes else []
 
+def _as_agreed(report: dict[str, dict], config: RunConfig) -> dict[str, dict]:
+    "The report without the missing label maps of data sets that are to be used without them."
+    agreed = {name for name in report if getattr(config, name).get('skip_missing')}
+    return {name: figures | dict(missing=[]) if name in agreed else figures for name, figures in report.items()}
+
 def _supervision(report: dict[str, dict]) -> list[list]:   # rows: domain, what
     "Whether a run learns from labels of the target."
     said = supervision_text(report.get('target_labels', {}).get('images', 0))
@@ -116,7 +121,7 @@ def check(config: RunConfig,
     domains = open_domains(_skip_missing(config))
     report = {name: survey(images, space, workers=workers) for name, images in domains.items()}
     save_json(out/'check.json', report)
-    rows, figures = findings(report), _save_figures(report, domains, space, out)
+    rows, figures = findings(_as_agreed(report, config)), _save_figures(report, domains, space, out)
     known = remarks(report) + _value_clashes(config) + _supervision(report)
     tables = [_domain_table(report), _color_table(report), _class_table(report, space)]
     print('\n\n'.join(markdown(*table) for table in tables))

@@ -63,7 +63,7 @@ def _in_folder(path: str, base: str) -> list[Photo]:
     if not os.path.isdir(path):
         return [Photo(Path(path), Path(os.path.relpath(path, base)).with_suffix('').as_posix())]
     place = Path(os.path.relpath(path, base))
-    files = image_files(Path(path), more=('.gif', *VIDEO_TYPES))
+    files = image_files(Path(path), more=VIDEO_TYPES)
     return [Photo(file, (place/key).as_posix()) for key, file in files]
 
 # %% ../../nbs/pipeline/06_photos.ipynb #2ea538f8
