@@ -11,8 +11,6 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from bidirseg.studies.published import DEVIATIONS
-
 
 @pytest.fixture(scope='module')
 def site(call, tmp_path_factory) -> Path:
@@ -115,32 +113,6 @@ def test_introductions(pages, root):
         if words:
             page = re.sub(r'\s+', ' ', pages[page_name(notebook, root)].text)
             assert words[0].strip() in page, (notebook.name, words[0])
-
-
-def test_readme(call):
-    call(sys.executable, 'tools/readme.py', '--check')
-
-
-def test_readme_lists_the_deviations_that_explain_prints(root):
-    text = (root/'README.md').read_text(encoding='utf-8')
-    table = text[text.index('| published code | here | reason |'):].split('\n\n')[0].splitlines()[2:]
-    assert [tuple(cell.strip() for cell in row.strip('|').split('|')) for row in table] == DEVIATIONS
-
-
-VARIANT_OF = {   # a row of the README's tables -> the variant in nbs/results
-    'source only': 'source_only', 'warm-up': 'warmup', 'self-training on softmax labels': 'softmax',
-    'self-training on the surer half of softmax labels': 'softmax_half', "the paper's recipe": 'paper',
-    '**the defaults**': 'full', 'oracle': 'oracle'}
-
-
-def test_readme_tables_are_the_stored_rows(root):
-    tables = (root/'README.md').read_text(encoding='utf-8').split('|  | mIoU, mean ± spread |')[1:]
-    for preset, table in zip(('demo', 'streets-cityscapes', 'camvid-dusk', 'camvid-idd'), tables, strict=True):
-        rows = json.loads((root/'nbs'/'results'/f'{preset}.json').read_text(encoding='utf-8'))
-        for line in table.split('\n\n')[0].splitlines()[2:]:
-            name, *_, each_seed = [cell.strip() for cell in line.strip('|').split('|')]
-            of_seed = {row['seed']: row['miou'] for row in rows if row['variant'] == VARIANT_OF[name]}
-            assert each_seed == ', '.join(f'{100 * of_seed[seed]:.1f}' for seed in sorted(of_seed)), (preset, name)
 
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)

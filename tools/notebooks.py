@@ -2,7 +2,8 @@
 
 The pictures and tables that are stored in these notebooks are then those of one whole run, whose fingerprint is
 written into the metadata of each. The demo has no round of distillation, so 07_distillation is shown on a copy of the
-run that goes on with one. The run's place is a parameter; no path of a machine stays in a notebook."""
+run that goes on with one. The run's place is a parameter; no path of a machine stays in a notebook. The
+README's picture is drawn from the same run."""
 import hashlib
 import json
 import shutil
@@ -18,6 +19,8 @@ from execnb.nbio import read_nb, write_nb
 from bidirseg.core import load_json
 from bidirseg.pipeline.stages import run_stage, stage_spec
 from bidirseg.runs import is_finished, load_run, stage_dir, stage_names, start_run
+
+import hero
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUND = 'distillation_1'
@@ -89,7 +92,7 @@ def main(run_dir: str = 'runs/demo') -> int:
         print(f'{notebook.relative_to(ROOT)}: {stage} of {shown_run.name}', flush=True)
         store(notebook, execute(notebook, stage, shown_run)['cells'], fingerprint)
     print(f'notebooks: outputs of the run {fingerprint}')
-    return 0
+    return hero.main(str(run_dir))
 
 
 if __name__ == '__main__':

@@ -11,6 +11,9 @@ from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN = re.compile(r'^#\|\s*(?:hide|export|default_exp|include:\s*false)', re.M)
+BADGES = {   # what it says -> where it leads; on the site the page itself says so, without a network
+    'python-3.11+-blue': 'settings.ini', 'licence-Apache--2.0-blue': 'LICENSE',
+    'arXiv-2204.07730-b31b1b': 'https://arxiv.org/abs/2204.07730'}
 RELATIVE = re.compile(r'(\]\(|src="|href=")(?=images/|[\w/-]+\.ipynb)')
 
 
@@ -22,6 +25,13 @@ def stop(seen: str, wanted: str, fix: str):
 def shows_picture(cell) -> bool:
     "Whether a cell's output holds an image."
     return any(mime.startswith('image/') for output in cell.get('outputs', []) for mime in output.get('data', {}))
+
+
+def badges() -> str:
+    "A line of small pictures below the title."
+    shown = (f'[![{badge.rpartition("-")[0]}](https://img.shields.io/badge/{badge})]({link})'
+             for badge, link in BADGES.items())
+    return ' '.join(shown)
 
 
 def readme(path: Path) -> str:   # Markdown as README.md should hold it
@@ -37,7 +47,8 @@ def readme(path: Path) -> str:   # Markdown as README.md should hold it
                  'save it there and refer to it in a text cell as ![...](images/NAME.png)')
     text, _ = MarkdownExporter().from_notebook_node(notebook)
     text = re.sub(r'[ \t]+$', '', text, flags=re.M)
-    return RELATIVE.sub(r'\1nbs/', re.sub(r'\n{3,}', '\n\n', text).strip() + '\n')
+    title, _, rest = re.sub(r'\n{3,}', '\n\n', text).strip().partition('\n')
+    return '\n'.join([title, '', badges(), RELATIVE.sub(r'\1nbs/', rest), ''])
 
 
 def main(check: bool) -> int:
