@@ -26,6 +26,7 @@ from ..data import LABEL_SPACES, description_space, open_domain, read_descriptio
 from ..models import build_backbone, build_model
 from ..models.deeplab import ASPP
 from . import check
+from .kernels import kernel_options
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, full_paths, is_finished, label_space, load_preset, load_run,
                            make_settings, open_domains, open_images, run_lock, setting_keys, stage_dir, stage_kind,
@@ -258,26 +259,6 @@ def _as_input_error(error: papermill.PapermillExecutionError) -> InputError | No
         return InputError(error.evalue, 'a place that can be read or written',
                           'check the path, its permissions and the disk; XDG_CACHE_HOME moves ~/.cache')
 
-# %% ../../nbs/pipeline/01_stages.ipynb #9ff76a01
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from traitlets.config import Config
-
-class _OwnKernel(AsyncKernelManager):
-    "Starts the interpreter that this process runs in, whatever kernels are installed."
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        folder = str(Path(self.connection_file).parent)
-        places = ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR')
-        return KernelSpec(**get_kernel_dict() | dict(env=dict.fromkeys(places, folder)))
-
-def _kernel_options(folder: str) -> dict:
-    "What papermill hands on to the client of a stage; the kernel's own files go into a folder."
-    connection = dict(connection_file=f'{folder}/kernel.json')
-    return dict(kernel_manager_class=_OwnKernel, config=Config(ConnectionFileMixin=connection),
-                extra_arguments=['--log-level=40'])
-
 # %% ../../nbs/pipeline/01_stages.ipynb #9827ceae
 def _execute(notebook: Path, out: Path, parameters: dict):
     "Execute a notebook without its tests; an `InputError` inside is raised here as one."
@@ -285,9 +266,8 @@ def _execute(notebook: Path, out: Path, parameters: dict):
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            papermill.execute_notebook(_without_tests(notebook), pattern, parameters, kernel_name='python3',
-                                       progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                                       **_kernel_options(folder))
+            papermill.execute_notebook(_without_tests(notebook), pattern, parameters, progress_bar=False,
+                                       stdout_file=sys.stdout, stderr_file=sys.stderr, **kernel_options(folder))
         except papermill.PapermillExecutionError as e:
             raise _as_input_error(e) or e from None
 
