@@ -1,6 +1,7 @@
 """The pipeline as a whole, through the command line: every stage by papermill, the second run idle, a killed run the
 same to the bit, bad input in one line, and target labels that nothing reads."""
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -155,52 +157,57 @@ def test_evaluate_and_predict(finished, call, tmp_path):
     assert (labels == 0).mean() == pytest.approx(scores['pixel_accuracy'], abs=1e-6)
 
 
-def children(parent: int) -> list[int]:
-    "Processes that another one started."
-    found = []
-    for stat in Path('/proc').glob('[0-9]*/stat'):
-        try:
-            if int(stat.read_text().rsplit(')', 1)[1].split()[1]) == parent:
-                found.append(int(stat.parent.name))
-        except (OSError, ValueError, IndexError):
-            continue
-    return found
-
-
 def kill_run_when(run_dir: Path, preset: Path, stage: str, file: str):
-    "Start a run, kill it and its kernel with SIGKILL as soon as a file is there."
+    "Start a run and kill it with SIGKILL as soon as a file is there; its kernel has to end by itself."
     command = [Path(sys.executable).parent/'bidirseg', 'run', preset, '--run-dir', run_dir]
-    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    until = time.time() + 120
+    process = psutil.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                           env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    until, helpers = time.time() + 120, []
     try:
         while time.time() < until and process.poll() is None and not list(run_dir.glob(f'*_{stage}/{file}')):
             time.sleep(.01)
         assert list(run_dir.glob(f'*_{stage}/{file}')), f'{stage} never wrote {file}'
+        helpers = process.children(recursive=True)
     finally:
-        for pid in (process.pid, *children(process.pid)):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        process.kill()
         process.wait()
+    assert helpers and not psutil.wait_procs(helpers, timeout=20)[1], 'a process outlives its run'
 
 
-DIES = '''
-import os, signal, sys, torch
-from bidirseg.pipeline.stages import stage_spec
-run_dir, stage, where, n = sys.argv[1:]
-calls = []
-def dies(real):
+COPIES = multiprocessing.get_context('forkserver')   # each process that is killed has the imports already
+COPIES.set_forkserver_preload(['bidirseg.pipeline.stages'])
+
+
+def dies_after(n: int, real):
+    "A function that kills its process when it is called once more than `n` times."
+    calls = []
+
     def call(*args, **more):
         calls.append(1)
-        if len(calls) > int(n): os.kill(os.getpid(), signal.SIGKILL)
+        if len(calls) > n:
+            os.kill(os.getpid(), signal.SIGKILL)
         return real(*args, **more)
     return call
-if where == 'step': torch.optim.SGD.step = dies(torch.optim.SGD.step)
-else: os.replace = dies(os.replace)
-stage_spec(stage).run(run_dir, stage)
-'''
+
+
+def run_and_die(run_dir: Path, stage: str, where: str, n: int):
+    "Run a stage in this process and kill it in its n-th step or write."
+    torch.set_num_threads(1)
+    if where == 'step':
+        torch.optim.SGD.step = dies_after(n, torch.optim.SGD.step)
+    else:
+        os.replace = dies_after(n, os.replace)
+    stage_spec(stage).run(run_dir, stage)
+
+
+def kill_stage(run_dir: Path, stage: str, where: str, n: int):
+    "A stage in a process of its own, which is killed."
+    process = COPIES.Process(target=run_and_die, args=(run_dir, stage, where, n))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 KILLED_IN_A_STEP = [('source_only', 3), ('oracle', 3), ('warmup', 3), ('distillation_1', 3),
                     *(('self_training', n) for n in (0, 1, 2, 5))]
 KILLED_IN_A_WRITE = [('source_only', 1), ('warmup', 3), ('self_training', 4), ('data', 1), ('prototypes', 2),
@@ -214,9 +221,7 @@ def test_a_stage_killed_at_any_place_ends_with_the_same_bytes(finished, tmp_path
     run_dir = tmp_path/'killed'
     shutil.copytree(finished, run_dir)
     shutil.rmtree(stage_dir(run_dir, stage))
-    died = subprocess.run([sys.executable, '-c', DIES, run_dir, stage, where, str(n)], capture_output=True, text=True,
-                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    assert died.returncode == -signal.SIGKILL, died.stderr
+    kill_stage(run_dir, stage, where, n)
     assert not (stage_dir(run_dir, stage)/'stage.json').exists()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -236,8 +241,7 @@ def test_a_pass_over_images_goes_on_behind_the_last_one(finished, tmp_path):
     shutil.copytree(finished, run_dir)
     folder = stage_dir(run_dir, 'pseudo_labels')
     shutil.rmtree(folder)
-    subprocess.run([sys.executable, '-c', DIES, run_dir, 'pseudo_labels', 'write', '4'], capture_output=True,
-                   env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    kill_stage(run_dir, 'pseudo_labels', 'write', 4)
     written = {path: path.stat().st_mtime_ns for path in (folder/'labels').glob('[!.]*.png')}   # the whole ones
     assert 1 < len(written) < 6
     stage_spec('pseudo_labels').run(run_dir, 'pseudo_labels')
