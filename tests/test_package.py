@@ -80,3 +80,21 @@ def test_command_from_the_wheel(installed, call, tmp_path):
     assert len(paths) >= 8, printed
     for path in paths:
         assert path.is_relative_to(installed.parent) and path.is_file(), path
+
+
+HEAVY = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'papermill', 'IPython', 'jinja2'}
+HELP = """
+from contextlib import suppress
+from bidirseg.cli import EXAMPLES, main
+for line in (['--version'], ['--help'], *([name, '--help'] for name in EXAMPLES)):
+    with suppress(SystemExit):
+        main(line)
+"""
+
+
+@pytest.mark.parametrize('code', ['import bidirseg\ndir(bidirseg)', HELP], ids=['import', 'help'])
+def test_neither_the_import_nor_help_waits_for_torch(call, code):
+    "How long it takes depends on the machine; what is loaded does not."
+    printed = call(sys.executable, '-c', f'{code}\nimport sys\nprint(*sys.modules)')
+    loaded = set(printed.splitlines()[-1].split())
+    assert 'bidirseg' in loaded and not HEAVY & loaded, HEAVY & loaded

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import bidirseg
-from ..core import InputError, check_name, load_json, read_toml, save_json
+from ..core import WEIGHT_FILES, InputError, check_name, load_json, read_toml, save_json
 from ..data import LABEL_SPACES, LabelSpace
-from ..models import WEIGHT_FILES
 
 # %% ../../nbs/runs/00_config.ipynb #0bc81477
 def _toml_values(text: str) -> list:
