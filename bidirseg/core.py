@@ -8,6 +8,7 @@ __all__ = ['WEIGHT_FILES', 'InputError', 'check_name', 'spaced_indices', 'seed_o
            'pick_device', 'autocast', 'progress', 'cpu_count', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator
 import codecs
@@ -295,12 +296,9 @@ def peak_memory() -> int:
 # %% ../nbs/11_core.ipynb #ef645458
 def versions() -> dict[str, str]:
     "What a result depends on."
-    from bidirseg._compat import torchvision
     import bidirseg
-    import sklearn
-    import torch
-    libraries = dict(torch=torch, torchvision=torchvision, sklearn=sklearn, numpy=np)
-    found = {name: library.__version__ for name, library in libraries.items()}
+    packages = dict(torch='torch', torchvision='torchvision', sklearn='scikit-learn', numpy='numpy')
+    found = {name: metadata.version(package) for name, package in packages.items()}
     return dict(bidirseg=bidirseg.__version__, python=platform.python_version(), **found)
 
 # %% ../nbs/11_core.ipynb #e0fc4a5f

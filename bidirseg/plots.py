@@ -13,7 +13,6 @@ from typing import Sequence
 from PIL import Image
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .core import atomic_path, check_name
@@ -124,6 +123,7 @@ def save_figure(fig: Figure, path: Path,
                 metadata: dict[str, str] | None = None,   # text that the file carries
                 ) -> Path:
     "Write a figure atomically as PNG and close it."
+    import matplotlib.pyplot as plt
     with atomic_path(path) as tmp:
         fig.savefig(tmp, bbox_inches='tight', metadata=metadata)
     plt.close(fig)
