@@ -155,8 +155,8 @@ def read_toml(path: str | Path,
     "Read TOML; a file that is missing, broken or no UTF-8 raises `InputError`."
     try:
         text = _toml_text(Path(path))
-        if _DRIVE.search(text):
-            raise InputError(f"{path} holds {_DRIVE.search(text)[0]}...", "a path without escapes",
+        if drive := _DRIVE.search(text):
+            raise InputError(f"{path} holds {drive[0]}...", "a path without escapes",
                              "write / for \\, or put the path in single quotes")
         return tomllib.loads(text)
     except OSError as error:
@@ -285,7 +285,7 @@ def progress(items: Iterable,
 # %% ../nbs/11_core.ipynb #ee34de92
 def cpu_count() -> int:
     "Processors that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 # %% ../nbs/11_core.ipynb #7fb6ee4a
 def peak_memory() -> int:
@@ -305,7 +305,7 @@ def versions() -> dict[str, str]:
 def _git(*arguments: str) -> str:
     "What git answers in the folder of the package; raises where there is no git or no checkout."
     import bidirseg
-    line = ['git', '-C', Path(bidirseg.__file__).parent, *arguments]
+    line = ['git', '-C', str(Path(bidirseg.__file__).parent), *arguments]
     return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
 
 # %% ../nbs/11_core.ipynb #4111c32e

@@ -49,7 +49,7 @@ def test_wheel(built, root):
         for name in notebooks(root):
             assert wheel.read(f'bidirseg/{name}') == (root/name).read_bytes()
     assert {f'bidirseg/presets/{path.name}' for path in (root/'bidirseg'/'presets').glob('*.toml')} <= names
-    assert modules(root) <= names
+    assert modules(root) | {'bidirseg/py.typed', 'bidirseg/__init__.pyi'} <= names
     assert {name.split('/')[0] for name in names if '.dist-info' not in name} == {'bidirseg'}
     assert 'bidirseg = bidirseg.cli:main' in points
     assert 'Requires-Python: >=3.11' in meta and 'License-Expression: Apache-2.0' in meta

@@ -111,7 +111,8 @@ def check_everywhere() -> list[bool]:
         changes_nothing('the modules are what the notebooks export', 'nbdev_export', 'bidirseg', '*.py'),
         changes_nothing('the notebooks are clean', 'nbdev_clean', 'nbs', '*.ipynb'),
         succeeds('parameter cells list the settings', 'python', 'tools/parameters.py', '--check'),
-        succeeds('the code reads well (ruff)', 'ruff', 'check', '--output-format=concise', '.')]
+        succeeds('the code reads well (ruff)', 'ruff', 'check', '--output-format=concise', '.'),
+        succeeds('the types of the public names hold (mypy)', 'mypy')]
 
 
 def main(only: list[str]) -> int:
