@@ -2,5 +2,4 @@ __version__ = "0.1.0"
 
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__, submod_attrs={'models': ['predict'], 'pipeline.predict': ['load'], 'pipeline.stages': ['run']})
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)   # the names of __init__.pyi

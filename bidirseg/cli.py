@@ -16,22 +16,8 @@ from pathlib import Path
 
 import bidirseg
 from .core import InputError
-from .data import MAX_PIXELS, READERS, guess_description, read_description, unpack, write_description
-from .data.streets import draw_streets
-from .pipeline.check import check
-from .pipeline.estimate import dry_run
-from .pipeline.export import export
-from .pipeline.predict import PredictOptions, UnreadableImages, evaluate_run, predict_files
-from .pipeline.report import published_table, report
-from .pipeline.stages import check_settings, configure, repeat, run, stage_spec
-from .pipeline.suggest import suggest
-from .runs import (RunConfig, is_finished, load_preset, load_run, markdown, parse_value, percent,
-                           preset_names, stage_names)
-from .studies.ablation import VARIANTS, ablate
-from .studies.label_quality import study_labels
-from .studies.model_selection import study_checkpoints
-from .studies.published import explain
-from .studies.speed import BENCHES, bench_table
+from .data import MAX_PIXELS, READERS
+from .runs import RunConfig, load_preset, load_run, parse_value, preset_names, stage_names
 
 # %% ../nbs/10_command_line.ipynb #a1fdc063
 def int_at_least(least: int):
@@ -97,14 +83,20 @@ def _add_run(commands):
     parser.add_argument('--run-dir', metavar='DIR', help='runs/PRESET if not given')
     parser.add_argument('--dry-run', action='store_true',
                         help='check data and disk, try each stage, and say what the run will take')
+    parser.add_argument('--notebooks', metavar='DIR', help="execute this folder's notebooks; see bidirseg notebooks")
     parser.set_defaults(command=_run)
 
 def _run(args: Namespace):
     "Run, or say what the run will take."
+    from bidirseg.pipeline.stages import configure, run
     run_dir = args.run_dir or f'runs/{Path(args.preset).stem}'
+    if args.notebooks:
+        args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
     if not args.dry_run:
         run(args.preset, run_dir, args.set, args.update, _domains(args))
         return
+    from bidirseg.pipeline.estimate import dry_run
+    from bidirseg.runs import markdown
     head, rows, notes = dry_run(configure(args.preset, args.set, _domains(args)), run_dir)
     print('\n'.join(notes) + '\n\n' + markdown(head, rows))
 
@@ -114,6 +106,7 @@ def _add_repeat(commands):
 
 def _repeat(args: Namespace):
     "Run several seeds."
+    from bidirseg.pipeline.stages import repeat
     repeat(args.preset, args.seeds, args.out, args.set, args.update)
 
 # %% ../nbs/10_command_line.ipynb #944f1c2f
@@ -124,6 +117,8 @@ def _add_stages(commands):
 
 def _state(run_dir: Path, name: str) -> str:
     "Whether a stage of a run is complete."
+    from bidirseg.pipeline.stages import stage_spec
+    from bidirseg.runs import is_finished
     try:
         complete = is_finished(run_dir, name, stage_spec(name).settings)
     except InputError:   # what it takes from other stages is not there
@@ -132,6 +127,7 @@ def _state(run_dir: Path, name: str) -> str:
 
 def _stages(args: Namespace):
     "Print stages, notebooks and, for a run, which are complete."
+    from bidirseg.pipeline.stages import stage_spec
     config = load_run(args.run_dir) if args.run_dir else RunConfig(oracle=True)
     for name in stage_names(config):
         state = f'{_state(Path(args.run_dir), name):10}' if args.run_dir else ''
@@ -141,7 +137,12 @@ def _stages(args: Namespace):
 def _add_report(commands):
     parser = commands.add_parser('report', help="write a run's report again")
     parser.add_argument('run_dir')
-    parser.set_defaults(command=lambda args: print(report(args.run_dir)))
+    parser.set_defaults(command=_report)
+
+def _report(args: Namespace):
+    "Write the report, and print where it is."
+    from bidirseg.pipeline.report import report
+    print(report(args.run_dir))
 
 def _add_explain(commands):
     parser = commands.add_parser('explain', help='the settings of a preset beside the published ones, with the reasons')
@@ -150,6 +151,8 @@ def _add_explain(commands):
 
 def _explain(args: Namespace):
     "Print what a preset sets, and why."
+    from bidirseg.pipeline.stages import check_settings
+    from bidirseg.studies.published import explain
     config = load_preset(args.preset, args.set)
     check_settings(config)
     print(explain(config))
@@ -165,6 +168,7 @@ def _add_init_data(commands):
 
 def _init_data(args: Namespace):
     "Describe a folder and print what was seen."
+    from bidirseg.data import guess_description, write_description
     description, seen = guess_description(args.images, args.labels)
     path = write_description(description, args.out)
     then = 'look at it, then: bidirseg check --source SOURCE.toml --target TARGET.toml'
@@ -183,6 +187,9 @@ def _add_check(commands):
 
 def _check(args: Namespace) -> int:   # exit status: 1 where there is something to fix
     "Walk through the domains, print what is wrong, and write the page."
+    from bidirseg.pipeline.check import check
+    from bidirseg.pipeline.stages import configure
+    from bidirseg.runs import markdown
     config = configure(args.preset, args.set, _domains(args))
     page, wrong = check(config, args.out or f'check/{Path(args.preset).stem}', args.workers)
     rows = [[domain, what, examples[:300]] for domain, what, examples in wrong]
@@ -198,6 +205,7 @@ def _add_unpack(commands):
 
 def _unpack(args: Namespace):
     "Unpack, and say what came of each archive."
+    from bidirseg.data import unpack
     for name, files in unpack(args.folder).items():
         print(f'{name}: {files} files written')
 
@@ -218,6 +226,7 @@ def _add_draw(commands):
 
 def _draw(args: Namespace):
     "Draw a folder, and say how it is used."
+    from bidirseg.data.streets import draw_streets
     settings = _key_values(args.set, '--set traffic=left')
     description = draw_streets(args.out, args.count, args.first, args.frames, args.height, args.width, **settings)
     print(f'written: {description}; then: bidirseg run own --source {description} --target TARGET.toml')
@@ -242,6 +251,7 @@ def _add_evaluate(commands):
 # %% ../nbs/10_command_line.ipynb #dd3b9551
 def _data_set(args: Namespace) -> dict | None:
     "The data set that `evaluate` was asked for; None: the run's own images."
+    from bidirseg.data import read_description
     given = {name: getattr(args, name) for name in ('root', 'split', 'drives') if getattr(args, name) is not None}
     if not args.dataset:
         if given or args.option:
@@ -254,6 +264,8 @@ def _data_set(args: Namespace) -> dict | None:
 # %% ../nbs/10_command_line.ipynb #1933580f
 def _print_scores(result: dict):
     "Scores as text."
+    from bidirseg.pipeline.report import published_table
+    from bidirseg.runs import markdown, percent
     means = ', '.join(f'{100 * value:.1f} ({name})' for name, value in result['miou_by_classes'].items())
     print(f"{result['stage']} on {result['images']} images of {result['dataset']}: mIoU {means}, "
           f"pixel accuracy {100 * result['pixel_accuracy']:.1f}")
@@ -265,6 +277,7 @@ def _print_scores(result: dict):
 
 def _evaluate(args: Namespace):
     "Score, and print a table or JSON."
+    from bidirseg.pipeline.predict import evaluate_run
     spec = _data_set(args)
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate_run(args.run_dir, args.stage, spec, args.size)
@@ -302,6 +315,7 @@ def _add_predict(commands):
 # %% ../nbs/10_command_line.ipynb #c9894c8a
 def _predict(args: Namespace) -> int:   # exit status: 1 where some cannot be read
     "Label images."
+    from bidirseg.pipeline.predict import PredictOptions, UnreadableImages, predict_files
     names = [field.name for field in fields(PredictOptions)]
     options = {name: getattr(args, name) for name in names}
     try:
@@ -326,6 +340,7 @@ def _add_export(commands):
 
 def _export(args: Namespace):
     "Write the files."
+    from bidirseg.pipeline.export import export
     export(args.run_dir, args.onnx, args.torch, args.stage, args.size, args.overwrite)
 
 
@@ -339,19 +354,30 @@ def _add_suggest(commands):
 
 def _suggest(args: Namespace):
     "Print mean log likelihood and path, the strangest first."
+    from bidirseg.pipeline.suggest import suggest
     for one in suggest(args.run_dir, args.count, args.out):
         print(f'{one.score:10.1f}  {one.name}')
     if args.out:
         print(f'written: {args.out}; put label maps of the same names into {args.out}/labels, then: bidirseg init-data '
               f'{args.out}/images {args.out}/labels --out few.toml, and run again with --target-labels few.toml')
 
+# %% ../nbs/10_command_line.ipynb #aecee37c
+_VARIANTS = (
+    'source_only', 'style_transfer', 'style_only', 'statistics_only', 'warmup', 'softmax',
+    'softmax_half', 'half', 'one_prototype', 'own_features', 'isotropic_single',
+    'isotropic_multiple', 'anisotropic_single', 'anisotropic_multiple', 'adapted', 'both',
+    'paper', 'brightness_off', 'maps_off', 'maps_distance', 'maps_both', 'consistency_off',
+    'consistency_on', 'class_mix_off', 'class_mix_on', 'output_student', 'output_ema',
+    'distillation_once', 'distillation_twice', 'distillation_none', 'full', 'labels_5',
+    'labels_20', 'oracle')
+
 # %% ../nbs/10_command_line.ipynb #c3e9b912
 def _add_studies(commands):
     parser = _add_over_seeds(commands, 'ablate', _ablate,
                              'run variants of a preset under several seeds, sharing what they have in common; '
                              'one table and one figure')
-    parser.add_argument('--variants', nargs='+', metavar='NAME', default=list(VARIANTS),
-                        help=f"all if not given: {', '.join(VARIANTS)}")
+    parser.add_argument('--variants', nargs='+', metavar='NAME', default=list(_VARIANTS),
+                        help=f"all if not given: {', '.join(_VARIANTS)}")
     _add_over_seeds(commands, 'labels', _study_labels,
                     'train the warm-up under several seeds and compare ways to label the target')
     _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
@@ -359,29 +385,64 @@ def _add_studies(commands):
 
 def _ablate(args: Namespace):
     "Run variants."
+    from bidirseg.studies.ablation import ablate
     ablate(args.preset, args.seeds, args.out, args.variants, args.set, args.update)
 
 def _study_labels(args: Namespace):
     "Compare labels."
+    from bidirseg.studies.label_quality import study_labels
     study_labels(args.preset, args.seeds, args.out, args.set, args.update)
 
 def _study_checkpoints(args: Namespace):
     "Compare checkpoints."
+    from bidirseg.studies.model_selection import study_checkpoints
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update)
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
+_BENCHES = ('check', 'modes', 'predict', 'prototypes', 'training')
+
 def _add_bench(commands):
     parser = commands.add_parser('bench', help='measure speed and memory, as ratios in one run')
-    parser.add_argument('what', choices=sorted(BENCHES))
+    parser.add_argument('what', choices=_BENCHES)
     parser.add_argument('--device', default='cpu', help='cpu or cuda')
     parser.add_argument('--json', action='store_true', help='print JSON alone')
     parser.set_defaults(command=_bench)
 
 def _bench(args: Namespace):
     "Measure, and print a table or JSON."
+    from bidirseg.studies.speed import BENCHES, bench_table
     with contextlib.redirect_stdout(sys.stderr):
         rows = BENCHES[args.what](args.device)
     print(json.dumps([asdict(row) for row in rows], indent=1) if args.json else bench_table(rows))
+
+# %% ../nbs/10_command_line.ipynb #ed1b9bd3
+def _add_notebooks(commands):
+    parser = commands.add_parser('notebooks', help='copy the notebooks into a folder, to read or to change them')
+    parser.add_argument('folder', metavar='DIR')
+    parser.set_defaults(command=_notebooks)
+
+def _notebooks(args: Namespace):
+    "Copy the notebooks, and say how they are used."
+    from bidirseg.runs import copy_notebooks
+    copies = copy_notebooks(args.folder)
+    print(f'{len(copies)} notebooks are in {args.folder}; change one, then: bidirseg run demo --run-dir NEW '
+          f'--notebooks {args.folder}')
+
+# %% ../nbs/10_command_line.ipynb #db188d95
+_INSTALL = {   # shell -> how its script is installed
+    'bash': 'eval "$(bidirseg completion bash)"   # in ~/.bashrc',
+    'zsh': 'eval "$(bidirseg completion zsh)"   # in ~/.zshrc, after compinit'}
+
+def _add_completion(commands):
+    parser = commands.add_parser('completion', help='print a script that completes commands and options',
+                                 description='; '.join(f'for {shell}: {line}' for shell, line in _INSTALL.items()))
+    parser.add_argument('shell', choices=list(_INSTALL))
+    parser.set_defaults(command=_completion)
+
+def _completion(args: Namespace):
+    "Print the script of a shell."
+    import shtab
+    print(shtab.complete(make_parser(), args.shell))
 
 # %% ../nbs/10_command_line.ipynb #aedf3b22
 EXAMPLES = {   # command -> what may follow it
@@ -401,7 +462,9 @@ EXAMPLES = {   # command -> what may follow it
     'ablate': 'demo --seeds 0 1 2 --variants full warmup --out runs/ablation',
     'labels': 'camvid-dusk --seeds 0 1 2 --out runs/labels --set data_root=data',
     'checkpoints': 'camvid-dusk --seeds 0 1 2 --out runs/checkpoints --set data_root=data',
-    'bench': 'training --json'}
+    'bench': 'training --json',
+    'notebooks': 'mine',
+    'completion': 'bash'}
 
 
 # %% ../nbs/10_command_line.ipynb #b726b8d3
@@ -413,7 +476,7 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
                 _add_draw, _add_evaluate, _add_predict, _add_export, _add_suggest,
-                _add_studies, _add_bench):
+                _add_studies, _add_bench, _add_notebooks, _add_completion):
         add(commands)
     for name, example in EXAMPLES.items():
         commands.choices[name].epilog = f'example: bidirseg {name} {example}'

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -116,6 +115,7 @@ def evaluate(model: nn.Module,
 # %% ../nbs/08_evaluation.ipynb #7730d054
 def _show_classes(results: dict[str, dict], first: str, last: str):
     "Bars: IoU of each class under two stages, from the class with the most labelled pixels to the rarest."
+    import matplotlib.pyplot as plt
     counts = np.sum(results[last]['confusion'], 1)
     order, names = np.argsort(counts), list(results[last]['iou'])   # bars are drawn from below
     fig, ax = plt.subplots(figsize=(5.6, .32 * len(names) + 1), dpi=68, layout='constrained')
@@ -133,6 +133,7 @@ def _show_classes(results: dict[str, dict], first: str, last: str):
 # %% ../nbs/08_evaluation.ipynb #3864f727
 def show_confusion(cm: np.ndarray, classes: tuple[str, ...], title: str):
     "Where the pixels of each class go, as shares of the class."
+    import matplotlib.pyplot as plt
     cm = np.asarray(cm, float)
     fig, ax = plt.subplots(figsize=(5.7, 5.3), dpi=68, layout='constrained')
     shown = ax.imshow(cm / np.maximum(1, cm.sum(1, keepdims=True)), vmin=0, vmax=1, cmap='Blues')

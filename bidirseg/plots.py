@@ -8,12 +8,11 @@ __all__ = ['escape_mathtext', 'image_grid', 'color_legend', 'show_pipeline', 'sa
 # %% ../nbs/12_plots.ipynb #86190cca
 import math
 from pathlib import Path
-from typing import Sequence
+from typing import Mapping, Sequence
 
 from PIL import Image
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
-import matplotlib.pyplot as plt
 import numpy as np
 
 from .core import atomic_path, check_name
@@ -47,7 +46,7 @@ def _tallest(pictures: list) -> float:
     return max((height / width for height, width, *_ in shapes), default=.5)
 
 # %% ../nbs/12_plots.ipynb #513933fa
-def image_grid(rows: dict[str, Sequence],   # name at the left -> pictures (h, w, 3) or (3, h, w), maps (h, w)
+def image_grid(rows: Mapping[str, Sequence],   # name at the left -> pictures (h, w, 3) or (3, h, w), maps (h, w)
                titles: Sequence[str] = (),  # above the columns
                width: float = 2.6,          # of a column, inches
                dpi: int = 60,
@@ -124,6 +123,7 @@ def save_figure(fig: Figure, path: Path,
                 metadata: dict[str, str] | None = None,   # text that the file carries
                 ) -> Path:
     "Write a figure atomically as PNG and close it."
+    import matplotlib.pyplot as plt
     with atomic_path(path) as tmp:
         fig.savefig(tmp, bbox_inches='tight', metadata=metadata)
     plt.close(fig)

@@ -14,10 +14,8 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Callable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from .core import InputError, check_name, load_torch, save_json, save_torch, spaced_indices, stream
@@ -89,6 +87,7 @@ def fit_whitening(rows: dict[int, Tensor],  # class -> (n, d) features
                   channels: int,            # main axes that are kept, at most d
                   ) -> nn.Linear:           # d -> channels
     "The main axes of features, at most 5,000 of each class, each brought to a standard deviation of one."
+    from sklearn.decomposition import PCA
     every = torch.cat([features[:5000] for features in rows.values()])
     if channels > min(every.shape):
         raise InputError(f"whiten={channels} for {len(every)} features of {every.shape[1]} channels",
@@ -205,6 +204,7 @@ def network_temperature(prototypes: ClassPrototypes, target_rows: Tensor, logits
 # %% ../nbs/03_prototypes.ipynb #60bb8313
 def show_prototypes(prototypes: ClassPrototypes, rows: dict[int, Tensor], space: LabelSpace, most: int = 400):
     "Features and prototypes of each class on the two main axes of all features."
+    import matplotlib.pyplot as plt
     some = {c: features[:most] for c, features in rows.items()}
     every = torch.cat(list(some.values()))
     if len(every) == 1:

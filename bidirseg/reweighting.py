@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from .core import InputError, atomic_path, progress, save_json, save_torch, spaced_indices
@@ -43,6 +42,7 @@ def fit_centroids(X: Tensor,               # (n, d) regional features of the tar
                   random_state: int | None = None,   # None is 0
                   ) -> Tensor:             # (n_centroids, d) float32
     "Centroids of the target by scikit-learn's mini-batch k-means."
+    from sklearn.cluster import MiniBatchKMeans
     check_finite(check_rows(X))
     if not 1 <= n_centroids <= len(X):
         raise InputError(f"n_centroids={n_centroids} for {len(X)} rows", "between 1 and the number of rows",

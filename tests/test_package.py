@@ -1,4 +1,5 @@
 "The sdist, the wheel made from it, and the wheel in an environment that holds nothing else of the repository."
+import json
 import shutil
 import sys
 import sysconfig
@@ -7,6 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from bidirseg.core import load_json, save_json
+from bidirseg.pipeline.stages import run_stage, stage_spec
+from bidirseg.runs import copy_notebooks, is_finished, small_run
 
 NOT_COPIED = '.venv', '.git', 'runs', '_docs', '_proc', '_site', 'build', '*.egg-info'
 
@@ -49,7 +54,7 @@ def test_wheel(built, root):
         for name in notebooks(root):
             assert wheel.read(f'bidirseg/{name}') == (root/name).read_bytes()
     assert {f'bidirseg/presets/{path.name}' for path in (root/'bidirseg'/'presets').glob('*.toml')} <= names
-    assert modules(root) <= names
+    assert modules(root) | {'bidirseg/py.typed', 'bidirseg/__init__.pyi'} <= names
     assert {name.split('/')[0] for name in names if '.dist-info' not in name} == {'bidirseg'}
     assert 'bidirseg = bidirseg.cli:main' in points
     assert 'Requires-Python: >=3.11' in meta and 'License-Expression: Apache-2.0' in meta
@@ -80,3 +85,43 @@ def test_command_from_the_wheel(installed, call, tmp_path):
     assert len(paths) >= 8, printed
     for path in paths:
         assert path.is_relative_to(installed.parent) and path.is_file(), path
+
+
+HEAVY = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'papermill', 'IPython', 'jinja2'}
+HELP = """
+from contextlib import suppress
+from bidirseg.cli import EXAMPLES, main
+for line in (['--version'], ['--help'], *([name, '--help'] for name in EXAMPLES)):
+    with suppress(SystemExit):
+        main(line)
+"""
+
+
+@pytest.mark.parametrize('code', ['import bidirseg\ndir(bidirseg)', HELP], ids=['import', 'help'])
+def test_neither_the_import_nor_help_waits_for_torch(call, code):
+    "How long it takes depends on the machine; what is loaded does not."
+    printed = call(sys.executable, '-c', f'{code}\nimport sys\nprint(*sys.modules)')
+    loaded = set(printed.splitlines()[-1].split())
+    assert 'bidirseg' in loaded and not HEAVY & loaded, HEAVY & loaded
+
+
+def test_a_run_executes_changed_notebooks(tmp_path):
+    "The record says so, the notebook beside it is the changed one, and another change is noticed."
+    notebooks, run_dir = tmp_path/'mine', tmp_path/'run'
+    path = next(copy for copy in copy_notebooks(notebooks) if copy.name == '00_check.ipynb')
+    small_run(run_dir, notebooks=str(notebooks))
+    settings, folder = stage_spec('data').settings, run_dir/'01_data'
+
+    def change(remark: str):
+        notebook = load_json(path)
+        cell = next(cell for cell in notebook['cells'] if 'stage' in cell['metadata'].get('tags', []))
+        cell['source'] = [f'print({remark!r})\n', *cell['source']]
+        save_json(path, notebook)
+
+    change('mine')
+    run_stage(run_dir, 'data')
+    assert is_finished(run_dir, 'data', settings)
+    assert len(load_json(folder/'stage.json')['inputs']['changed notebook']) == 16
+    assert "print('mine')" in json.dumps(load_json(folder/'notebook.ipynb'))
+    change('another')
+    assert not is_finished(run_dir, 'data', settings)

@@ -78,8 +78,8 @@ def test_settings_apply_on_top_of_described_data_sets(files, tmp_path, monkeypat
     domains = [word for name, path in files.items() for word in (f'--{name}', path)]
     configs, run_dir = [], tmp_path/'run'
     monkeypatch.setattr(stages, '_resume', load_run)
-    monkeypatch.setattr(cli, 'dry_run', lambda config, place: configs.append(config) or ([], [], []))
-    monkeypatch.setattr(cli, 'check', lambda config, out, workers: configs.append(config) or ('page', []))
+    monkeypatch.setattr('bidirseg.pipeline.estimate.dry_run', lambda config, _: configs.append(config) or ([], [], []))
+    monkeypatch.setattr('bidirseg.pipeline.check.check', lambda config, *_: configs.append(config) or ('page', []))
     assert cli.main(['run', *domains, '--run-dir', str(run_dir)]) == 2
     assert 'set skip_missing=true' in capsys.readouterr().err and not run_dir.exists()
     for command in (['run', '--run-dir', str(run_dir)], ['run', '--dry-run'], ['check']):

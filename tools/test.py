@@ -17,7 +17,8 @@ ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'agg', 'PATH': f"{BIN
 ENV.setdefault('PYDEVD_DISABLE_FILE_VALIDATION', '1')
 NO_TESTS = 5   # pytest's exit status where a file holds none
 PROCESSES = multiprocessing.get_context('forkserver')   # each notebook has a process of its own, with imports done
-PRELOAD = ['nbdev.test', 'matplotlib.pyplot', 'sklearn.cluster', 'sklearn.mixture', 'scipy.stats', 'bidirseg.cli']
+PRELOAD = ['nbdev.test', 'matplotlib.pyplot', 'sklearn.cluster', 'sklearn.mixture', 'scipy.stats',
+           'bidirseg.pipeline.stages', 'bidirseg.studies.ablation', 'bidirseg.studies.speed']
 
 
 def say(ok: bool, what: str, since: float, output: str = '') -> bool:
@@ -110,7 +111,8 @@ def check_everywhere() -> list[bool]:
         changes_nothing('the modules are what the notebooks export', 'nbdev_export', 'bidirseg', '*.py'),
         changes_nothing('the notebooks are clean', 'nbdev_clean', 'nbs', '*.ipynb'),
         succeeds('parameter cells list the settings', 'python', 'tools/parameters.py', '--check'),
-        succeeds('the code reads well (ruff)', 'ruff', 'check', '--output-format=concise', '.')]
+        succeeds('the code reads well (ruff)', 'ruff', 'check', '--output-format=concise', '.'),
+        succeeds('the types of the public names hold (mypy)', 'mypy')]
 
 
 def main(only: list[str]) -> int:

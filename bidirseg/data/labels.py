@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import maximum_filter, uniform_filter
 
 from ..core import InputError, check_name
 
@@ -153,6 +152,7 @@ def unblur_colors(rgb: np.ndarray,      # (h, w, 3) uint8, as JPEG gives it
                   reach: int = 3,       # pixels
                   ) -> np.ndarray:      # (h, w) places in the palette
     "The palette colour that each pixel of a label map had before it was saved as JPEG."
+    from scipy.ndimage import maximum_filter, uniform_filter
     distance = ((_as_ycbcr(rgb)[:, :, None] - _as_ycbcr(colors[None])[0]) ** 2).sum(-1)   # (h, w, n)
     nearest = distance.argmin(-1)
     is_sure = distance.min(-1) < 150

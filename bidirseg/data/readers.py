@@ -18,7 +18,6 @@ import re
 import sys
 
 from PIL import Image
-from scipy.io import loadmat
 import numpy as np
 
 from ..core import InputError, cache_dir, check_name
@@ -340,6 +339,7 @@ def idd_lite(root, labelled: bool = True, split: str = 'train',   # train, val, 
 # %% ../../nbs/data/03_readers.ipynb #de83ce19
 def _gta5_numbers(root: Path, splits: list[str]) -> set[int]:
     "Numbers of the images of some splits; raises `InputError` where the lists cannot be read."
+    from scipy.io import loadmat
     try:
         lists = loadmat(str(root/'split.mat'))   # of a Path that is not there scipy says something else
     except FileNotFoundError:

@@ -9,7 +9,7 @@ __all__ = []
 import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
-    'backbones': ['WEIGHT_FILES', 'build_backbone'],
+    'backbones': ['build_backbone'],
     'batchnorm': ['BN_MODES', 'forward_domains', 'update_bn'],
     'checkpoints': ['is_checkpoint', 'load_checkpoint', 'load_published', 'save_checkpoint'],
     'deeplab': ['SegmentationOutput', 'build_model', 'parameter_groups', 'set_exposure_gain', 'upsample',

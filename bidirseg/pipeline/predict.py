@@ -56,8 +56,11 @@ class Segmenter:
         "The label map of an image (PIL, array (h, w, 3) uint8, or path), or of every image in a folder by name."
         if isinstance(image, (str, Path)):
             if Path(image).is_dir():
-                return {name: self.predict(path, **views) for name, path in image_files(Path(image))}
+                return {name: self._predict_one(open_rgb(path), **views) for name, path in image_files(Path(image))}
             image = open_rgb(Path(image))
+        return self._predict_one(image, **views)
+
+    def _predict_one(self, image, **views) -> np.ndarray:   # PIL or array
         return predict(self.model, image, self.size[0], self.views(**views))
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6bb5b40d
@@ -242,8 +245,8 @@ def _open(segmenter: Segmenter, options: PredictOptions,
     return _Picture(name, image.size[::-1], pixels, kept)
 
 # %% ../../nbs/pipeline/03_predict.ipynb #159e831d
-def _tasks(photos: list[Photo], out: Path, options: PredictOptions) -> Iterator[tuple[str, Callable]]:
-    "The name of each picture and frame, and a function that opens it."
+def _tasks(photos: list[Photo], out: Path, options: PredictOptions) -> Iterator[tuple[str, Callable | InputError]]:
+    "The name of each picture and frame, and a function that opens it, or why there is none."
     for photo in photos:
         if not photo.is_video:
             yield photo.name, partial(open_photo, photo.path, options.max_pixels)
@@ -261,7 +264,7 @@ def _same_size(pictures: Iterable[_Picture], batch_size: int) -> Iterator[list[_
     "Groups that are of one size for the network, and of at most four sizes at a time."
     groups = {}
     for picture in pictures:
-        shape = tuple(picture.pixels.shape)
+        shape = np.shape(picture.pixels)
         groups.setdefault(shape, []).append(picture)
         if len(groups[shape]) == batch_size:
             yield groups.pop(shape)
@@ -346,17 +349,17 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
                   **options,                      # of `PredictOptions`
                   ) -> list[Path]:                # the files with ids
     "Label pictures and videos into files that `06_photos` names; raises `UnreadableImages` at the end."
-    out, options = Path(out), PredictOptions(max_pixels=max_pixels, **options)
+    out, chosen = Path(out), PredictOptions(max_pixels=max_pixels, **options)
     segmenter = path if isinstance(path, Segmenter) else load(path, stage)
-    photos = _plan(images, out, segmenter.space, options)
+    photos = _plan(images, out, segmenter.space, chosen)
     files.save_legend(out, segmenter.space)
     threads, failed = min(16, 1 + cpu_count()), []
     with _no_pillow_limit():
-        tasks = _tasks(photos, out, options)
-        pictures = ahead(partial(_open, segmenter, options), tasks, threads)
-        labelled = _labelled(segmenter, _readable(pictures, failed), options)
-        written = ahead(partial(_write, segmenter, out, options), labelled, threads)
-        done = list(_reported(written, _total(photos, options.every)))
+        tasks = _tasks(photos, out, chosen)
+        pictures = ahead(partial(_open, segmenter, chosen), tasks, threads)
+        labelled = _labelled(segmenter, _readable(pictures, failed), chosen)
+        written = ahead(partial(_write, segmenter, out, chosen), labelled, threads)
+        done = list(_reported(written, _total(photos, chosen.every)))
     if failed:
         raise UnreadableImages(f"{len(failed)} of the images cannot be read: {files.some(failed)}",
                                "whole images and videos",

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from ..core import InputError, atomic_path, progress
@@ -41,6 +40,7 @@ def pick_images(scores: np.ndarray,   # (n,) mean log likelihood of each image
                 count: int,           # images that are wanted
                 seed: int) -> list[int]:   # positions, the strangest first
     "Of each cluster of images the one that the prototypes explain worst."
+    from sklearn.cluster import KMeans
     count = min(count, len(scores))
     clusters = KMeans(count, n_init=4, random_state=seed).fit_predict(means)
     picks = []

@@ -12,7 +12,6 @@ import os
 import shutil
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 
 from ..core import InputError, check_name, load_json, save_json
@@ -265,6 +264,7 @@ def class_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows
 # %% ../../nbs/studies/01_ablation.ipynb #3bf3a94d
 def show_ablation(rows: list[dict], title: str):
     "A dot a seed and a bar for the mean of every variant."
+    import matplotlib.pyplot as plt
     found = by_variant(rows)
     fig, ax = plt.subplots(figsize=(7, .28 * len(found) + 1), dpi=70)
     colors = dict(source_only='0.75', oracle='0.75', full='tab:blue')

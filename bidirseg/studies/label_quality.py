@@ -12,7 +12,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Callable
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.basics import groupby
@@ -154,6 +153,7 @@ def label_table(rows: list[dict]) -> tuple[list, list[list]]:  # head and rows o
 # %% ../../nbs/studies/02_label_quality.ipynb #80efde65
 def show_label_quality(tables: dict[str, list[dict]]):   # data set -> rows
     "The mIoU of all labels and of the kept half, method by method; lines are the spread over seeds."
+    import matplotlib.pyplot as plt
     fig, axes = plt.subplots(1, len(tables), figsize=(2.6 * len(tables) + 2, 3.8), dpi=65, sharey=True, squeeze=False)
     styles = (('miou', 'all pixels', '0.5'), ('miou_kept', 'the kept half', 'tab:blue'))
     found = {row['method'] for rows in tables.values() for row in rows}

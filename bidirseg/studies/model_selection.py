@@ -10,7 +10,6 @@ from operator import itemgetter
 from pathlib import Path
 
 from fastcore.basics import groupby
-from scipy.stats import spearmanr
 
 from ..core import commit, load_json, pick_device, save_json
 from ..evaluation import evaluate, scores
@@ -26,6 +25,7 @@ _CHOOSE_BY = {'last': 'steps', **{name: name for name in CRITERIA}, 'mIoU itself
 
 def _rank_correlation(run: list[dict], key: str) -> float:   # in [-1, 1]; rows of one seed
     "How a criterion orders the checkpoints of a run, compared with their true mIoU."
+    from scipy.stats import spearmanr
     return spearmanr([row[key] for row in run], [row['miou'] for row in run]).statistic
 
 def _chosen_miou(run: list[dict], key: str) -> float:   # %; rows of one seed
