@@ -162,7 +162,7 @@ def kill_run_when(run_dir: Path, preset: Path, stage: str, file: str):
     command = [Path(sys.executable).parent/'bidirseg', 'run', preset, '--run-dir', run_dir]
     process = psutil.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    until, helpers = time.time() + 120, []
+    until, helpers = time.time() + 300, []
     try:
         while time.time() < until and process.poll() is None and not list(run_dir.glob(f'*_{stage}/{file}')):
             time.sleep(.01)
