@@ -23,7 +23,8 @@ from traitlets.config import Config
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #c1625463
 _CAN_FORK = sys.platform == 'linux'
-_IMPORTED = ['ipykernel.kernelapp', 'matplotlib.pyplot', 'bidirseg.pipeline.stages']
+_IMPORTED = ['ipykernel.kernelapp', 'matplotlib.pyplot', 'scipy.ndimage', 'sklearn.cluster', 'sklearn.decomposition',
+             'bidirseg.pipeline.stages']
 
 def _exit_with_parent():
     "End this process as soon as the program that asked for it is gone."
