@@ -96,6 +96,7 @@ def _add_run(commands):
                         help='say everything as JSON, one object an event: start, progress, end, error, done')
     parser.add_argument('--dry-run', action='store_true',
                         help='check data and disk, try each stage, and say what the run will take')
+    parser.add_argument('--notebooks', metavar='DIR', help="execute this folder's notebooks; see bidirseg notebooks")
     parser.set_defaults(command=_run)
 
 # %% ../nbs/10_command_line.ipynb #0fa4affb
@@ -103,6 +104,8 @@ def _run(args: Namespace):
     "Run, or say what the run will take."
     from bidirseg.pipeline.stages import configure, run
     run_dir = args.run_dir or f'runs/{Path(args.preset).stem}'
+    if args.notebooks:
+        args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
     if not args.dry_run:
         run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until)
         return
@@ -144,7 +147,7 @@ def _stages(args: Namespace):
     print(f"{indent}{'the whole':16} {whole_line(args.run_dir)}")
     for name in stage_names(config):
         state = f'{_state(Path(args.run_dir), name):10}' if args.run_dir else ''
-        print(f'{state}{name:16} {papermill_line(name, args.run_dir)}')
+        print(f'{state}{name:16} {papermill_line(name, args.run_dir, config)}')
 
 # %% ../nbs/10_command_line.ipynb #00814c2c
 def _add_report(commands):
@@ -428,6 +431,35 @@ def _bench(args: Namespace):
         rows = BENCHES[args.what](args.device)
     print(json.dumps([asdict(row) for row in rows], indent=1) if args.json else bench_table(rows))
 
+# %% ../nbs/10_command_line.ipynb #ed1b9bd3
+def _add_notebooks(commands):
+    parser = commands.add_parser('notebooks', help='copy the notebooks into a folder, to read or to change them')
+    parser.add_argument('folder', metavar='DIR')
+    parser.set_defaults(command=_notebooks)
+
+def _notebooks(args: Namespace):
+    "Copy the notebooks, and say how they are used."
+    from bidirseg.runs import copy_notebooks
+    copies = copy_notebooks(args.folder)
+    print(f'{len(copies)} notebooks are in {args.folder}; change one, then: bidirseg run demo --run-dir NEW '
+          f'--notebooks {args.folder}')
+
+# %% ../nbs/10_command_line.ipynb #db188d95
+_INSTALL = {   # shell -> how its script is installed
+    'bash': 'eval "$(bidirseg completion bash)"   # in ~/.bashrc',
+    'zsh': 'eval "$(bidirseg completion zsh)"   # in ~/.zshrc, after compinit'}
+
+def _add_completion(commands):
+    parser = commands.add_parser('completion', help='print a script that completes commands and options',
+                                 description='; '.join(f'for {shell}: {line}' for shell, line in _INSTALL.items()))
+    parser.add_argument('shell', choices=list(_INSTALL))
+    parser.set_defaults(command=_completion)
+
+def _completion(args: Namespace):
+    "Print the script of a shell."
+    import shtab
+    print(shtab.complete(make_parser(), args.shell))
+
 # %% ../nbs/10_command_line.ipynb #aedf3b22
 EXAMPLES = {   # command -> what may follow it
     'run': 'demo --run-dir runs/demo --set warmup.steps=200',
@@ -446,7 +478,9 @@ EXAMPLES = {   # command -> what may follow it
     'ablate': 'demo --seeds 0 1 2 --variants full warmup --out runs/ablation',
     'labels': 'camvid-dusk --seeds 0 1 2 --out runs/labels --set data_root=data',
     'checkpoints': 'camvid-dusk --seeds 0 1 2 --out runs/checkpoints --set data_root=data',
-    'bench': 'training --json'}
+    'bench': 'training --json',
+    'notebooks': 'mine',
+    'completion': 'bash'}
 
 
 # %% ../nbs/10_command_line.ipynb #b726b8d3
@@ -458,7 +492,7 @@ def make_parser() -> ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
     for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
                 _add_draw, _add_evaluate, _add_predict, _add_export, _add_suggest,
-                _add_studies, _add_bench):
+                _add_studies, _add_bench, _add_notebooks, _add_completion):
         add(commands)
     for name, example in EXAMPLES.items():
         commands.choices[name].epilog = f'example: bidirseg {name} {example}'

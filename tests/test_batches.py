@@ -102,9 +102,7 @@ def test_a_failing_stage_says_where(line, capfd, tmp_path, monkeypatch):
         cell.metadata['tags'] = [tag]
     python = dict(language_info=dict(name='python'))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), tmp_path/'fails.ipynb')
-    spec, real = stages.stage_spec('pseudo_labels'), stages.stage_spec
-    fails = spec._replace(notebook=tmp_path/'fails.ipynb')
-    monkeypatch.setattr(stages, 'stage_spec', lambda name: fails if name == 'pseudo_labels' else real(name))
+    monkeypatch.setattr(stages, 'stage_notebook', lambda config, name: tmp_path/'fails.ipynb')
     monkeypatch.setattr(execute, '_LAUNCH', ['-c', 'from ipykernel import kernelapp; kernelapp.launch_new_instance()'])
     assert main(line) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]

@@ -1,4 +1,5 @@
 "The sdist, the wheel made from it, and the wheel in an environment that holds nothing else of the repository."
+import json
 import shutil
 import sys
 import sysconfig
@@ -7,6 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from bidirseg.core import load_json, save_json
+from bidirseg.pipeline.stages import run_stage, stage_spec
+from bidirseg.runs import copy_notebooks, is_finished, small_run
 
 NOT_COPIED = '.venv', '.git', 'runs', '_docs', '_proc', '_site', 'build', '*.egg-info'
 
@@ -98,3 +103,25 @@ def test_neither_the_import_nor_help_waits_for_torch(call, code):
     printed = call(sys.executable, '-c', f'{code}\nimport sys\nprint(*sys.modules)')
     loaded = set(printed.splitlines()[-1].split())
     assert 'bidirseg' in loaded and not HEAVY & loaded, HEAVY & loaded
+
+
+def test_a_run_executes_changed_notebooks(tmp_path):
+    "The record says so, the notebook beside it is the changed one, and another change is noticed."
+    notebooks, run_dir = tmp_path/'mine', tmp_path/'run'
+    path = next(copy for copy in copy_notebooks(notebooks) if copy.name == '00_check.ipynb')
+    small_run(run_dir, notebooks=str(notebooks))
+    settings, folder = stage_spec('data').settings, run_dir/'01_data'
+
+    def change(remark: str):
+        notebook = load_json(path)
+        cell = next(cell for cell in notebook['cells'] if 'stage' in cell['metadata'].get('tags', []))
+        cell['source'] = [f'print({remark!r})\n', *cell['source']]
+        save_json(path, notebook)
+
+    change('mine')
+    run_stage(run_dir, 'data')
+    assert is_finished(run_dir, 'data', settings)
+    assert len(load_json(folder/'stage.json')['inputs']['changed notebook']) == 16
+    assert "print('mine')" in json.dumps(load_json(folder/'notebook.ipynb'))
+    change('another')
+    assert not is_finished(run_dir, 'data', settings)

@@ -18,7 +18,7 @@ from ..core import InputError, check_name, save_json
 from .execute import runs_in_production
 from .stages import begin_stage, check_settings, reuse_stage, run, stage_spec
 from ..runs import (RunConfig, is_finished, load_run, parse_value, run_lock, stage_dir, stage_names,
-                           stage_settings, start_run)
+                           stage_notebook, stage_settings, start_run)
 
 # %% ../../nbs/pipeline/10_batch.ipynb #f9f30bc8
 def injected_parameters(namespace: dict) -> list[str]:   # the globals of a notebook -> names
@@ -168,9 +168,11 @@ def _line(notebook: Path, **parameters) -> str:
         words += ['-p', name, str(value)]
     return shlex.join(words)
 
-def papermill_line(stage: str, run_dir: str | Path | None = None) -> str:   # None: RUN stands for it
+def papermill_line(stage: str, run_dir: str | Path | None = None,   # None: RUN stands for it
+                   config: RunConfig = RunConfig(),                 # the run's, which may have notebooks of its own
+                   ) -> str:
     "The line that runs one stage of a run."
-    return _line(stage_spec(stage).notebook, run_dir=run_dir or 'RUN', stage=stage)
+    return _line(stage_notebook(config, stage), run_dir=run_dir or 'RUN', stage=stage)
 
 def whole_line(run_dir: str | Path | None = None) -> str:   # None: a new run
     "The line that runs all stages of a run."

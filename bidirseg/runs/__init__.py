@@ -15,5 +15,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'domains': ['open_domains', 'open_images', 'small_run', 'supervision_text'],
     'html': ['html_figure', 'html_page', 'html_table', 'markdown', 'mean_spread', 'percent', 'render',
         'write_rows'],
+    'notebooks': ['STAGE_NOTEBOOKS', 'changed_notebook', 'check_notebooks', 'copy_notebooks', 'notebooks_folder',
+        'package_notebook', 'stage_notebook'],
     'stage': ['Stage', 'is_finished', 'open_stage', 'run_lock', 'set_up_torch', 'trained_stages'],
 })

@@ -195,6 +195,7 @@ class RunConfig:
     deterministic: bool = False         # the same bits from the same seed on a GPU, too: slower; a CPU needs no asking
     rounds: int = 2                     # rounds of self-distillation
     oracle: bool = False                # also train on the target's labels, for the scale of the scores
+    notebooks: 'str | None' = None      # a folder of changed notebooks; none: the package's own
     settings: dict = field(default_factory=dict)    # stage name -> settings of that stage
 
     def __post_init__(self): _check_config_values(self)
@@ -368,7 +369,9 @@ def full_paths(config: RunConfig) -> RunConfig:
     "The configuration with all paths in full."
     changed = _full_weights(dict(weights=config.weights))
     changed['settings'] = {name: _full_weights(table) for name, table in config.settings.items()}
-    changed['data_root'] = _full(config.data_root) if config.data_root else None
+    for name in ('data_root', 'notebooks'):
+        path = getattr(config, name)
+        changed[name] = _full(path) if path else None
     for name in ('source', 'target', 'evaluation', 'target_labels'):
         spec = getattr(config, name)
         changed[name] = dict(spec, root=_full(spec['root'])) if spec.get('root') else spec

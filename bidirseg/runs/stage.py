@@ -29,10 +29,11 @@ from ..data import ImageSet, LabelSpace, Samples
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
 from .domains import domain_spec, open_images
+from .notebooks import changed_notebook
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'deterministic', 'description', 'chosen_on', 'rounds',
-               'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels')
+               'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels', 'notebooks')
 
 def _moves_bits(setting: Field, config: RunConfig) -> bool:
     "Whether a setting can change a result: it says if not, or which domain of the run it is about."
@@ -252,7 +253,8 @@ def open_stage(run_dir: str | Path, name: str,
 def is_complete(self: Stage) -> bool:
     "Whether the folder holds the work of these settings on these inputs, complete and unchanged."
     names = self.settings.inputs(self)
-    self.inputs = {**_weight_files(self.params), **{name: self._input_fingerprint(name) for name in names}}
+    self.inputs = {**changed_notebook(self.config, self.name), **_weight_files(self.params),
+                   **{name: self._input_fingerprint(name) for name in names}}
     self.key = _work_key(self.params, self.inputs)
     return _is_complete(self.dir, self.key)
 
