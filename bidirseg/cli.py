@@ -9,13 +9,16 @@ __all__ = ['EXAMPLES', 'int_at_least', 'make_parser', 'main']
 import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Iterator
 
 import bidirseg
-from .core import InputError
+from .core import InputError, StageError
 from .data import MAX_PIXELS, READERS
 from .runs import RunConfig, load_preset, load_run, parse_value, preset_names, stage_names
 
@@ -74,18 +77,29 @@ def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
     parser.set_defaults(command=command)
     return parser
 
+# %% ../nbs/10_command_line.ipynb #cf183886
+_EXIT_STATUS = ('exit status: 0 done; 1 something failed, or there is something to fix; 2 an input that cannot '
+                'be used; 130 stopped by Ctrl-C, 143 by SIGTERM: the same line goes on from there')
+
 # %% ../nbs/10_command_line.ipynb #179eda11
 def _add_run(commands):
-    parser = commands.add_parser('run', help='run every stage of a preset that is not complete, and write the report')
+    what = 'run every stage of a preset that is not complete, and write the report'
+    parser = commands.add_parser('run', help=what, description=f'{what}. {_EXIT_STATUS}')
     _add_preset(parser, optional=True)
     _add_domains(parser)
     _add_update(parser)
     parser.add_argument('--run-dir', metavar='DIR', help='runs/PRESET if not given')
+    parser.add_argument('--from-run', metavar='DIR',
+                        help='another run, whose stages are taken over where they still hold')
+    parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
+    parser.add_argument('--log-json', action='store_true',
+                        help='say everything as JSON, one object an event: start, progress, end, error, done')
     parser.add_argument('--dry-run', action='store_true',
                         help='check data and disk, try each stage, and say what the run will take')
     parser.add_argument('--notebooks', metavar='DIR', help="execute this folder's notebooks; see bidirseg notebooks")
     parser.set_defaults(command=_run)
 
+# %% ../nbs/10_command_line.ipynb #0fa4affb
 def _run(args: Namespace):
     "Run, or say what the run will take."
     from bidirseg.pipeline.stages import configure, run
@@ -93,7 +107,7 @@ def _run(args: Namespace):
     if args.notebooks:
         args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
     if not args.dry_run:
-        run(args.preset, run_dir, args.set, args.update, _domains(args))
+        run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until)
         return
     from bidirseg.pipeline.estimate import dry_run
     from bidirseg.runs import markdown
@@ -111,7 +125,7 @@ def _repeat(args: Namespace):
 
 # %% ../nbs/10_command_line.ipynb #944f1c2f
 def _add_stages(commands):
-    parser = commands.add_parser('stages', help='list the stages, their notebooks, and how far a run is')
+    parser = commands.add_parser('stages', help='list the stages, the line of papermill for each, and how far a run is')
     parser.add_argument('run_dir', nargs='?')
     parser.set_defaults(command=_stages)
 
@@ -126,12 +140,14 @@ def _state(run_dir: Path, name: str) -> str:
     return 'complete' if complete else 'to do'
 
 def _stages(args: Namespace):
-    "Print stages, notebooks and, for a run, which are complete."
-    from bidirseg.pipeline.stages import stage_spec
+    "Print the stages, a line for each, and for a run which are complete."
+    from bidirseg.pipeline.batch import papermill_line, whole_line
     config = load_run(args.run_dir) if args.run_dir else RunConfig(oracle=True)
+    indent = 10 * ' ' if args.run_dir else ''
+    print(f"{indent}{'the whole':16} {whole_line(args.run_dir)}")
     for name in stage_names(config):
         state = f'{_state(Path(args.run_dir), name):10}' if args.run_dir else ''
-        print(f'{state}{name:16} {stage_spec(name).notebook}')
+        print(f'{state}{name:16} {papermill_line(name, args.run_dir, config)}')
 
 # %% ../nbs/10_command_line.ipynb #00814c2c
 def _add_report(commands):
@@ -470,7 +486,7 @@ EXAMPLES = {   # command -> what may follow it
 # %% ../nbs/10_command_line.ipynb #b726b8d3
 def make_parser() -> ArgumentParser:
     "Every command and its options."
-    parser = ArgumentParser(prog='bidirseg',
+    parser = ArgumentParser(prog='bidirseg', epilog=_EXIT_STATUS,
                             description='Domain adaptive semantic segmentation by bidirectional self-training.')
     parser.add_argument('--version', action='version', version=bidirseg.__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
@@ -493,16 +509,44 @@ def _os_error(error: OSError) -> int:   # exit status
     print(f'bidirseg: {said}', file=sys.stderr)
     return 2
 
-def main(argv: list[str] | None = None) -> int:  # exit status
-    "The command line; what the user can fix is said in one line."
-    args = make_parser().parse_args(argv)
+def _carry_out(args: Namespace) -> int:   # exit status
+    "Do what a command does; what went wrong is said in one line."
     try:
         return args.command(args) or 0
-    except InputError as e:
-        print(f'bidirseg: {e}', file=sys.stderr)
+    except InputError as error:
+        print(f'bidirseg: {error}', file=sys.stderr)
         return 2
-    except OSError as e:
-        return _os_error(e)
-    except KeyboardInterrupt:
+    except StageError as error:
+        print(f'{error.__cause__ or ""}\nbidirseg: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:
+        return _os_error(error)
+
+# %% ../nbs/10_command_line.ipynb #a16cda0c
+class _Terminated(KeyboardInterrupt):
+    "SIGTERM came."
+
+def _terminate(number: int, frame):
+    raise _Terminated
+
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator:
+    "A scope in which SIGTERM raises; in another thread than the main one signals stay as they are."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+def main(argv: list[str] | None = None) -> int:  # exit status
+    "The command line."
+    args = make_parser().parse_args(argv)
+    try:
+        with _stopped_by_sigterm():
+            return _carry_out(args)
+    except KeyboardInterrupt as stop:
         print('bidirseg: stopped; the same line goes on from here', file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, _Terminated) else 130

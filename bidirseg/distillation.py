@@ -48,7 +48,7 @@ class DistillationSettings(TrainSettings):
     distillation: float = 1.0       # weight of the divergence from the teacher's probabilities
     student: str = 'fresh'          # fresh: a new network; teacher: goes on from the last model
     student_weights: 'str | None' = None   # of a fresh student's backbone: a name or a file; none: the run's
-    label_scales: list = (0.75, 1.0, 1.5)
+    label_scales: list = (0.75, 1.0, 1.5)   # heights, over the training height, that the teacher labels at
     bn_mode: str = 'target'         # images that move the batch-norm statistics: target, both (published), fixed, joint
 
     def __post_init__(self):

@@ -146,9 +146,9 @@ class WeightMaps:
 @dataclass(frozen=True)
 class ReweightingSettings(StageSettings):
     "Settings of the transferability maps."
-    n_centroids: int = 40
+    n_centroids: int = 40   # of the target, that distances are measured to
     region_height: int = 128       # images are brought to this size before the backbone
-    region_width: int = 256
+    region_width: int = 256   # the other side of that size
     grid: list = (4, 8)            # rows and columns of regions
     backbone: str = 'warmup'       # the warm-up model's, or a name such as resnet50 or timm/NAME
     weights: 'str | None' = None   # of a named backbone

@@ -127,9 +127,8 @@ def test_second_run_does_nothing(finished, preset, call):
 
 def test_a_stage_from_the_shell(finished, call, root, tmp_path):
     run_dir = tmp_path/'run'
-    shutil.copytree(finished, run_dir)
     call('papermill', root/'nbs'/'04_pseudo_labels.ipynb', tmp_path/'out.ipynb',
-         '-p', 'run_dir', run_dir, '-p', 'keep', '0.2', cwd=tmp_path)
+         '-p', 'from_run', finished, '-p', 'run_dir', run_dir, '-p', 'keep', '0.2', cwd=tmp_path)
     assert record(run_dir, 'pseudo_labels')['params']['keep'] == 0.2
     kept = []
     for folder in (finished, run_dir):

@@ -64,7 +64,8 @@ def execute(notebook: Path, stage: str, run_dir: Path) -> dict:
     "The notebook's cells with the outputs of this run, without the injected parameters."
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)/notebook.name
-        papermill.execute_notebook(notebook, out, dict(run_dir=str(run_dir), stage=stage), kernel_name='python3',
+        parameters = dict(run_dir=str(run_dir), stage=stage, tests=True)
+        papermill.execute_notebook(notebook, out, parameters, kernel_name='python3',
                                    cwd=notebook.parent, progress_bar=False, extra_arguments=['--log-level=40'])
         executed = json.loads(out.read_text(encoding='utf-8'))
     text = json.dumps(executed).replace(json.dumps(str(run_dir))[1:-1], 'RUN')

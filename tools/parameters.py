@@ -13,8 +13,11 @@ from bidirseg.pipeline.stages import stage_spec
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ('data', 'warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training', 'distillation_1',
-          'evaluation')
-HEAD = "run_dir: str = None   # a run directory; None: a small run on the embedded scenes"
+          'evaluation', 'judgement')
+HEAD = """run_dir: str = None   # a run directory; None: a small run on the embedded scenes
+from_run: str = None   # another run; run_dir becomes a run of its own, which takes over what still holds
+stage: str = {stage!r}   # which stage of the run; the settings below are its own, None: as in the run"""
+TAIL = "tests: bool = False   # also run the tests and examples of the definitions"
 FIELD = re.compile(r'^    (\w+): .*?  # (.*)$', re.M)
 
 
@@ -31,12 +34,12 @@ def parameter_cell(stage: str) -> str:
     "The source of the parameter cell of a stage's notebook."
     cls = stage_spec(stage).settings
     says = comments(cls)
-    lines = [HEAD, f"stage: str = {stage!r}"]
+    lines = [HEAD.format(stage=stage)]
     for field in fields(cls):
         kind = str(getattr(field.type, '__name__', field.type)).split(' |')[0]
         comment = f'   # {says[field.name]}' if field.name in says else ''
         lines.append(f'{field.name}: {kind} = None{comment}')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, TAIL])
 
 
 def main(check: bool) -> int:

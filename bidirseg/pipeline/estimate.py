@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from nbclient.exceptions import DeadKernelError
-from papermill import PapermillExecutionError
 
-from ..core import InputError, load_json, pick_device
+from ..core import InputError, StageError, load_json, pick_device
 from ..data import default_workers, parse_slice, refuse_findings, survey
 from ..models import usual_feature_dim
 from .stages import check_config, run_stage, stage_spec
@@ -48,19 +46,18 @@ def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     return replace(config, settings=tables, **domains)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #a3bb4dee
-def _too_large(error: Exception) -> bool:
+def _too_large(error: StageError) -> bool:
     "Whether a stage failed for want of memory."
-    if isinstance(error, DeadKernelError):   # its process was killed
-        return True
-    return 'memory' in f'{error.ename} {error.evalue}'.lower()
+    killed = error.kind == 'DeadKernelError'
+    return killed or 'memory' in f'{error.kind} {error.said}'.lower()
 
 def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in bytes
     "Run one stage, silently."
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run_stage(run_dir, name)
-    except (DeadKernelError, PapermillExecutionError) as e:
-        if not _too_large(e):
+    except StageError as error:
+        if not _too_large(error):
             raise
         raise InputError(f"a step of {name} does not fit into the memory here", "a step that fits",
                          f"set a smaller {name}.batch_size, or crop_height and crop_width; or run it where there is "

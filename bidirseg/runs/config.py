@@ -439,7 +439,8 @@ def start_run(run_dir: str | Path, config: RunConfig,
         if changed and not update:
             raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(changed[:4])}",
                              "the configuration it was started with",
-                             "choose another --run-dir, or add --update to go on with the new settings")
+                             "choose another run directory, or go on with the new settings: "
+                             "--update, or -p update True for papermill")
     check_run_dir(run_dir)
     save_json(run_dir/'run.json', dict(format=_FORMAT, config=asdict(config)))
     return run_dir

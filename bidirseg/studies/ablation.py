@@ -8,8 +8,6 @@ __all__ = ['VARIANTS', 'run_variant', 'by_variant', 'gap_over_seeds', 'ablation_
 
 # %% ../../nbs/studies/01_ablation.ipynb #716da1b6
 import json
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,11 @@ from ..core import InputError, check_name, load_json, save_json
 from ..evaluation import gap_closed
 from ..judgement import JudgementSettings, agreement, judge_stages
 from ..pipeline.predict import evaluate_run
-from ..pipeline.stages import check_config, notebooks_folder, run_stage, stage_spec
+from ..pipeline.stages import check_config, notebooks_folder, reuse_stage, run_stage, stage_spec
 from ..plots import save_figure
 from ..runs import (
-    RunConfig, Stage, as_changes, full_paths, is_finished, load_preset, load_run, markdown, mean_spread, open_images,
-    percent, run_lock, stage_dir, stage_names, start_run, write_rows)
+    RunConfig, Stage, as_changes, full_paths, load_preset, load_run, markdown, mean_spread, open_images, percent,
+    run_lock, stage_dir, stage_names, start_run, write_rows)
 from .published import PAPER
 
 # %% ../../nbs/studies/01_ablation.ipynb #df51cd01
@@ -100,32 +98,6 @@ VARIANTS = {   # name -> the last stage, changes
     'oracle': ('oracle', ['oracle=true']),
 }
 
-# %% ../../nbs/studies/01_ablation.ipynb #1e31db29
-def _has_record(run_dir: Path, name: str) -> bool:
-    "Whether a run has this stage, and the stage its record."
-    return name in stage_names(load_run(run_dir)) and (stage_dir(run_dir, name)/'stage.json').exists()
-
-def _still_holds(run_dir: Path, name: str) -> bool:
-    "Whether a stage has its record, and what it says is what would be done today."
-    return _has_record(run_dir, name) and is_finished(run_dir, name, stage_spec(name).settings)
-
-def _reuse_stage(run_dir: Path, name: str, others: list[Path]) -> bool:   # whether the stage is complete now
-    "Take a stage from another run where it is the same."
-    if _still_holds(run_dir, name):
-        return True
-    folder = stage_dir(run_dir, name)
-    if (folder/'resume.pt').exists():   # half of it is done here
-        return False
-    for other in others:
-        if other == run_dir or not _has_record(other, name):
-            continue
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(stage_dir(other, name), folder, copy_function=os.link)
-        if _still_holds(run_dir, name):
-            return True
-        shutil.rmtree(folder)
-    return False
-
 # %% ../../nbs/studies/01_ablation.ipynb #2af328e1
 def _needed_stages(run_dir: Path, last: str) -> list[str]:
     "What must run for a stage's model, in order; 'last' is the last stage of the method that trains."
@@ -144,7 +116,7 @@ def _run_stages(run_dir: Path, names: list[str]) -> tuple[dict, float]:   # the 
     beside = sorted(path.parent for path in run_dir.parent.glob('**/run.json'))   # also what `repeat` put here
     seconds = 0.
     for name in names:
-        if not _reuse_stage(run_dir, name, beside):
+        if not reuse_stage(run_dir, name, beside):
             run_stage(run_dir, name)
         record = load_json(stage_dir(run_dir, name)/'stage.json')
         seconds += record['seconds']

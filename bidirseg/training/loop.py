@@ -34,12 +34,12 @@ from .memory import check_memory
 @dataclass(frozen=True)
 class TrainSettings(StageSettings):
     "Settings that all training stages share."
-    steps: int = 500
+    steps: int = 500                 # of training
     batch_size: int = 8              # images of each domain
     optimizer: str = 'sgd'           # sgd or adamw
     lr: float = 5e-4                 # of the backbone
     head_multiplier: float = 10.0    # ASPP, decoder and classifier learn this many times faster
-    weight_decay: float = 5e-4
+    weight_decay: float = 5e-4       # of the optimizer
     warmup_steps: int = 50           # of the schedule
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation

@@ -1,0 +1,113 @@
+"""Runs in batches: lines of papermill on one stage, logs for programs, exit statuses, and failures that say where."""
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_pipeline import TINY
+
+from bidirseg.cli import main
+from bidirseg.core import load_json
+from bidirseg.pipeline import execute, stages
+from bidirseg.runs import load_preset, load_run, stage_dir, stage_names, start_run
+
+BIN = Path(sys.executable).parent
+SHORT = ['rounds=0', 'oracle=false', 'warmup.brightness_match=false', 'training.steps=2', 'training.batch_size=2']
+CHANGES = [part for change in SHORT for part in ('--set', change)]
+
+
+@pytest.fixture(scope='module')
+def preset(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp('preset')/'tiny.toml'
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope='module')
+def finished(preset, tmp_path_factory) -> Path:
+    "A run until its pseudo labels, made in this process."
+    run_dir = start_run(tmp_path_factory.mktemp('runs')/'whole', load_preset(str(preset), SHORT))
+    for name in stage_names(load_run(run_dir))[:5]:
+        stages.stage_spec(name).run(run_dir, name)
+    return run_dir
+
+
+def files(run_dir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in run_dir.rglob('*') if path.is_file()}
+
+
+def papermill(notebook: str, *parameters, root: Path, cwd: Path) -> subprocess.CompletedProcess:
+    line = [BIN/'papermill', root/'nbs'/notebook, 'out.ipynb', *map(str, parameters)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+
+
+def test_another_setting_goes_into_a_run_of_its_own(finished, root, tmp_path):
+    "Parameters from a file; what holds is taken over; the notebook that made the labels lies beside them."
+    before, new = files(finished), tmp_path/'new'
+    (tmp_path/'keep.yaml').write_text(f'run_dir: {new}\nfrom_run: {finished}\nkeep: 0.25\n')
+    done = papermill('04_pseudo_labels.ipynb', '-f', 'keep.yaml', root=root, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert load_json(stage_dir(new, 'pseudo_labels')/'stage.json')['params']['keep'] == 0.25
+    assert os.path.samefile(stage_dir(new, 'warmup')/'model.pt', stage_dir(finished, 'warmup')/'model.pt')
+    assert not stage_dir(new, 'self_training').exists() and files(finished) == before
+    beside = nbformat.read(stage_dir(new, 'pseudo_labels')/'notebook.ipynb', 4).cells
+    given = [cell.source for cell in beside if 'injected-parameters' in cell.metadata.get('tags', [])]
+    assert len(given) == 1 and 'keep = 0.25' in given[0]
+    ran = [cell.source for cell in nbformat.read(tmp_path/'out.ipynb', 4).cells if cell.get('outputs')]
+    assert any(source.startswith('folder = run(') for source in ran)
+    assert not any('test_fail(' in source for source in ran), 'the tests of definitions are left out'
+
+
+def test_an_unknown_parameter_is_refused(finished, root, tmp_path):
+    before = files(finished)
+    done = papermill('04_pseudo_labels.ipynb', '-p', 'run_dir', finished, '-p', 'keeep', 0.25, root=root, cwd=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode and last.startswith("InputError: Seen: unknown parameter 'keeep'"), done.stderr[-2000:]
+    assert 'did you mean keep' in last
+    assert files(finished) == before
+
+
+@pytest.fixture
+def line(finished, preset, tmp_path) -> list[str]:   # of the shell; its run is the first path in it
+    "One stage is to do; those before are complete and need no kernel."
+    run_dir = tmp_path/'run'
+    shutil.copytree(finished, run_dir)
+    shutil.rmtree(stage_dir(run_dir, 'pseudo_labels'))
+    return ['run', str(preset), '--run-dir', str(run_dir), '--until', 'pseudo_labels', *CHANGES]
+
+
+def test_a_log_for_programs(line, capfd):
+    assert main([*line, '--log-json']) == 0
+    printed, errors = capfd.readouterr()
+    events = [json.loads(text) for text in printed.splitlines()]
+    assert 'ERROR' not in errors and '\r' not in printed
+    complete = [event['stage'] for event in events if event['event'] == 'complete']
+    assert complete == ['data', 'source_only', 'warmup', 'prototypes']
+    start, *_, end, done = events[len(complete):]
+    assert (start['event'], end['event'], done['event']) == ('start', 'end', 'done')
+    assert start['stage'] == end['stage'] == 'pseudo_labels' and end['seconds'] > 0
+    progress = [event for event in events if event['event'] == 'progress']
+    assert progress and progress[-1]['done'] == progress[-1]['total'] == 6 and progress[-1]['rate'] > 0
+    assert main([*line, '--log-json', '--set', 'seed=1']) == 2
+    assert json.loads(capfd.readouterr().out)['kind'] == 'InputError'
+
+
+def test_a_failing_stage_says_where(line, capfd, tmp_path, monkeypatch):
+    cells = [nbformat.v4.new_code_cell(source) for source in ('run_dir = None', 'a = 0\nprint(1 / a)', 'never = 1')]
+    for cell, tag in zip(cells, ('parameters', 'stage', 'stage')):
+        cell.metadata['tags'] = [tag]
+    python = dict(language_info=dict(name='python'))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), tmp_path/'fails.ipynb')
+    monkeypatch.setattr(stages, 'stage_notebook', lambda config, name: tmp_path/'fails.ipynb')
+    monkeypatch.setattr(execute, '_LAUNCH', ['-c', 'from ipykernel import kernelapp; kernelapp.launch_new_instance()'])
+    assert main(line) == 1
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    kept = tmp_path/'run'/'05_pseudo_labels'/'notebook.ipynb'
+    where = f'{kept}, cell In [3], line 2'
+    assert last == f'bidirseg: stage pseudo_labels failed in {where}: ZeroDivisionError: division by zero'
+    half = nbformat.read(kept, 4).cells
+    assert any(cell.get('outputs') for cell in half) and half[-1].execution_count is None
