@@ -12,7 +12,7 @@ from test_pipeline import TINY
 
 from bidirseg.cli import main
 from bidirseg.core import load_json
-from bidirseg.pipeline import execute, stages
+from bidirseg.pipeline import stages
 from bidirseg.runs import load_preset, load_run, stage_dir, stage_names, start_run
 
 BIN = Path(sys.executable).parent
@@ -103,7 +103,6 @@ def test_a_failing_stage_says_where(line, capfd, tmp_path, monkeypatch):
     python = dict(language_info=dict(name='python'))
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), tmp_path/'fails.ipynb')
     monkeypatch.setattr(stages, 'stage_notebook', lambda config, name: tmp_path/'fails.ipynb')
-    monkeypatch.setattr(execute, '_LAUNCH', ['-c', 'from ipykernel import kernelapp; kernelapp.launch_new_instance()'])
     assert main(line) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
     kept = tmp_path/'run'/'05_pseudo_labels'/'notebook.ipynb'

@@ -38,13 +38,13 @@ def _be_kernel(arguments: list[str], environment: dict[str, str], folder: str):
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(environment)
     sys.path[:] = [place for place in sys.path if place]
     multiprocessing.current_process().daemon = False          # it may have workers
     multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     from ipykernel.kernelapp import IPKernelApp
-    IPKernelApp.launch_instance(arguments)
+    IPKernelApp.launch_instance([*arguments, f'--IPKernelApp.parent_handle={os.getppid()}'])
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #7ba62691
 class _Copy:
