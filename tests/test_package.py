@@ -1,13 +1,16 @@
 "The sdist, the wheel made from it, and the wheel in an environment that holds nothing else of the repository."
 import json
+import re
 import shutil
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bidirseg.core import load_json, save_json
 from bidirseg.pipeline.stages import run_stage, stage_spec
@@ -85,6 +88,23 @@ def test_command_from_the_wheel(installed, call, tmp_path):
     assert len(paths) >= 8, printed
     for path in paths:
         assert path.is_relative_to(installed.parent) and path.is_file(), path
+
+
+def test_project_files_agree(root):
+    "One version in all of them, hooks that are the tools of `make test`, and links that lead somewhere."
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    settings = config['DEFAULT']
+    cited = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (cited['version'], cited['repository-code']) == (settings['version'], settings['git_url'])
+    assert [author['name'] for author in cited['authors']] == [settings['author']]
+    newest = re.search(r'^## \[(.+?)\]', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1]
+    assert newest == settings['version']
+    hooks = yaml.safe_load((root/'.pre-commit-config.yaml').read_text(encoding='utf-8'))['repos'][0]['hooks']
+    assert [hook['entry'].split()[0] for hook in hooks] == ['nbdev_export', 'nbdev_clean', 'ruff']
+    for name in ('CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'):
+        for path in re.findall(r'\]\((?!http)(.+?)\)', (root/name).read_text(encoding='utf-8')):
+            assert (root/path).exists(), f'{name}: {path}'
 
 
 HEAVY = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'papermill', 'IPython', 'jinja2'}
