@@ -11,7 +11,6 @@ import pytest
 from test_pipeline import TINY
 
 from bidirseg.cli import main
-from bidirseg.core import load_json
 from bidirseg.pipeline import stages
 from bidirseg.runs import load_preset, load_run, stage_dir, stage_names, start_run
 
@@ -40,31 +39,11 @@ def files(run_dir: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in run_dir.rglob('*') if path.is_file()}
 
 
-def papermill(notebook: str, *parameters, root: Path, cwd: Path) -> subprocess.CompletedProcess:
-    line = [BIN/'papermill', root/'nbs'/notebook, 'out.ipynb', *map(str, parameters)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-
-
-def test_another_setting_goes_into_a_run_of_its_own(finished, root, tmp_path):
-    "Parameters from a file; what holds is taken over; the notebook that made the labels lies beside them."
-    before, new = files(finished), tmp_path/'new'
-    (tmp_path/'keep.yaml').write_text(f'run_dir: {new}\nfrom_run: {finished}\nkeep: 0.25\n')
-    done = papermill('04_pseudo_labels.ipynb', '-f', 'keep.yaml', root=root, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert load_json(stage_dir(new, 'pseudo_labels')/'stage.json')['params']['keep'] == 0.25
-    assert os.path.samefile(stage_dir(new, 'warmup')/'model.pt', stage_dir(finished, 'warmup')/'model.pt')
-    assert not stage_dir(new, 'self_training').exists() and files(finished) == before
-    beside = nbformat.read(stage_dir(new, 'pseudo_labels')/'notebook.ipynb', 4).cells
-    given = [cell.source for cell in beside if 'injected-parameters' in cell.metadata.get('tags', [])]
-    assert len(given) == 1 and 'keep = 0.25' in given[0]
-    ran = [cell.source for cell in nbformat.read(tmp_path/'out.ipynb', 4).cells if cell.get('outputs')]
-    assert any(source.startswith('folder = run(') for source in ran)
-    assert not any('test_fail(' in source for source in ran), 'the tests of definitions are left out'
-
-
 def test_an_unknown_parameter_is_refused(finished, root, tmp_path):
     before = files(finished)
-    done = papermill('04_pseudo_labels.ipynb', '-p', 'run_dir', finished, '-p', 'keeep', 0.25, root=root, cwd=tmp_path)
+    line = [BIN/'papermill', root/'nbs'/'04_pseudo_labels.ipynb', 'out.ipynb', '-p', 'run_dir', finished]
+    done = subprocess.run([*line, '-p', 'keeep', '0.25'], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1'})
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode and last.startswith("InputError: Seen: unknown parameter 'keeep'"), done.stderr[-2000:]
     assert 'did you mean keep' in last

@@ -125,10 +125,21 @@ def test_second_run_does_nothing(finished, preset, call):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_a_stage_from_the_shell(finished, call, root, tmp_path):
-    run_dir = tmp_path/'run'
+def test_a_stage_from_the_shell_goes_into_a_run_of_its_own(finished, call, root, tmp_path):
+    "What holds is taken over, the other run stays, and the notebook that made the labels lies beside them."
+    run_dir, before = tmp_path/'run', {path: path.stat().st_mtime_ns for path in finished.rglob('*')}
+    (tmp_path/'keep.yaml').write_text(f'from_run: {finished}\nrun_dir: elsewhere\nkeep: 0.2\n')
     call('papermill', root/'nbs'/'04_pseudo_labels.ipynb', tmp_path/'out.ipynb',
-         '-p', 'from_run', finished, '-p', 'run_dir', run_dir, '-p', 'keep', '0.2', cwd=tmp_path)
+         '-f', 'keep.yaml', '-p', 'run_dir', run_dir, cwd=tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob('*')}
+    assert os.path.samefile(*(stage_dir(place, 'warmup')/'model.pt' for place in (finished, run_dir)))
+    assert not (tmp_path/'elsewhere').exists() and not stage_dir(run_dir, 'self_training').exists()
+    beside = load_json(stage_dir(run_dir, 'pseudo_labels')/'notebook.ipynb')['cells']
+    given = [cell['source'] for cell in beside if 'injected-parameters' in cell['metadata'].get('tags', [])]
+    assert len(given) == 1 and 'keep = 0.2' in given[0]
+    ran = [''.join(cell['source']) for cell in load_json(tmp_path/'out.ipynb')['cells'] if cell.get('outputs')]
+    assert any(source.startswith('folder = run(') for source in ran)
+    assert not any('test_fail(' in source for source in ran), 'the tests of definitions are left out'
     assert record(run_dir, 'pseudo_labels')['params']['keep'] == 0.2
     kept = []
     for folder in (finished, run_dir):
