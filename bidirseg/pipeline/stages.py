@@ -313,6 +313,17 @@ def _resume(run_dir: Path) -> Path:   # the report
     print(f'{time.time() - began:.0f} s; report: {path}', flush=True)
     return path
 
+# %% ../../nbs/pipeline/01_stages.ipynb #f9ab4abc
+def _run_line(preset: str, run_dir: str | Path, changes: list[str], domains: dict) -> str:
+    "The line of the shell that runs a preset so."
+    words = ['bidirseg', 'run', preset]
+    for name, path in domains.items():
+        words += [f"--{name.replace('_', '-')}", str(path)] if path else []
+    words += ['--run-dir', str(run_dir)]
+    for change in changes:
+        words += ['--set', change]
+    return shlex.join(words)
+
 # %% ../../nbs/pipeline/01_stages.ipynb #e8c6b3d3
 def run(preset: str,                 # a preset's name or a TOML file
         run_dir: str | Path,
@@ -322,10 +333,11 @@ def run(preset: str,                 # a preset's name or a TOML file
         **settings,                  # the same as `changes`, for Python: seed=1, warmup=dict(steps=200)
         ) -> Path:                   # the report
     "Run every stage that is not complete, then write the report."
-    config = configure(preset, [*changes, *as_changes(settings)], domains)
+    changes = [*changes, *as_changes(settings)]
+    config = configure(preset, changes, domains)
     check_config(config)
     with run_lock(run_dir):
-        start_run(run_dir, config, update)
+        start_run(run_dir, config, update, _run_line(preset, run_dir, changes, domains))
         return _resume(Path(run_dir))
 
 # %% ../../nbs/pipeline/01_stages.ipynb #257beb96

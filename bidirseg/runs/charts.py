@@ -106,10 +106,10 @@ def bar_chart(name: str,          # of the CSV file
                 rows=drawn, caption=caption, csv=csv_link(name, head, rows),
                 alt=f"{' and '.join(map(str, head[1:]))}, {'; '.join(said)}")
 
-# %% ../../nbs/runs/04_charts.ipynb #c3d6eff5
+# %% ../../nbs/runs/04_charts.ipynb #e62c26fb
 def _points(values: np.ndarray, top: float, first: float = 0, last: float = 1) -> str:
     "Values as a line of SVG; `first` and `last` are shares of the width."
-    x = 40 + 272 * np.linspace(first, last, len(values))
+    x = 52 + 260 * np.linspace(first, last, len(values))
     y = 152 - 132 * np.clip(values / top, 0, 1)
     return ' '.join(f'{a:.1f},{b:.1f}' for a, b in zip(x, y))
 
