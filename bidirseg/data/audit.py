@@ -22,7 +22,7 @@ import numpy as np
 from ..core import InputError, progress, spaced_indices
 from .images import ImageSet, LabeledImageSet, opened
 from .labels import IGNORE, LabelSpace
-from ..plots import escape_mathtext, image_grid
+from ..plots import escape_mathtext
 
 # %% ../../nbs/data/08_audit.ipynb #b758b06f
 def _color_facts(image: Image.Image) -> dict:

@@ -52,7 +52,7 @@ def _names(run_dirs: list[Path]) -> list[str]:
     names = [run_dir.resolve().name for run_dir in run_dirs]
     return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
 
-# %% ../../nbs/pipeline/09_compare.ipynb #af2118fc
+# %% ../../nbs/pipeline/09_compare.ipynb #05ecf7ee
 def _cell(value: float | None):
     "A number, or a dash."
     return '-' if value is None else float(value)
@@ -63,9 +63,9 @@ def _table(runs: list[dict]) -> tuple[list, list[list]]:   # head and rows
             "judge's gain", 'minutes of work', 'state']
     rows = []
     for run in runs:
-        gain = change_text(_cell(run['first']), _cell(run['last'])) or '-'
+        gain = None if run['last'] is None else run['last'] - run['first']
         rows.append([run['name'], run['config'].preset, run['config'].seed, _cell(run['first']), _cell(run['last']),
-                     gain, percent(run['kept']), percent(run['judged']), run['seconds'] / 60, run['state']])
+                     _cell(gain), percent(run['kept']), percent(run['judged']), run['seconds'] / 60, run['state']])
     return head, rows
 
 # %% ../../nbs/pipeline/09_compare.ipynb #381e54d7

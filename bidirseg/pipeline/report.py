@@ -176,7 +176,7 @@ def _gain(row: list) -> float:
     "What a row gained."
     return row[2] - row[1]
 
-# %% ../../nbs/pipeline/02_report.ipynb #7a9aae81
+# %% ../../nbs/pipeline/02_report.ipynb #bdd87307
 def _answer(rows: list[list],   # from `_gain_rows`
             first: str, last: str) -> dict:
     "The answer in a sentence and in numbers."
@@ -185,7 +185,7 @@ def _answer(rows: list[list],   # from `_gain_rows`
     lost = [row for row in classes if _gain(row) <= -.05]
     verb = 'rises' if after >= before else 'falls'
     words = f'Mean IoU on the target {verb} from {before:.1f} ({first}) to {after:.1f} % ({last}). ' \
-            f'{len(gained)} of {len(classes)} classes gain, {len(lost)} lose.'
+            f'{len(gained)} of {len(classes)} classes gain, {len(lost)} lose{"s" if len(lost) == 1 else ""}.'
     kind = 'gain' if after >= before else 'loss'
     numbers = [(f'{before:.1f}', first, ''), (f'{after:.1f}', last, ''),
                (f'{after - before:+.1f}', 'points of mIoU', kind)]
@@ -195,11 +195,12 @@ def _answer(rows: list[list],   # from `_gain_rows`
         numbers.append((f'{_gain(lost[-1]):+.1f}', f'{lost[-1][0]}, the largest loss', 'loss'))
     return dict(words=words, numbers=numbers)
 
-# %% ../../nbs/pipeline/02_report.ipynb #87a0bc79
+# %% ../../nbs/pipeline/02_report.ipynb #84da800b
 def _links(run_dir: Path, name: str, record: dict) -> list[tuple[str, str]]:   # text and address beside the page
     "The executed notebook and what the stage made, as far as it is there."
     folder = stage_dir(run_dir, name)
-    there = [file for file in ('notebook.ipynb', *record['outputs']) if own_path(run_dir, folder/file)]
+    files = [file for file in ('notebook.ipynb', *record['outputs']) if not file.startswith('pictures')]   # shown here
+    there = [file for file in files if own_path(run_dir, folder/file)]
     return [(file, quote(f'{folder.name}/{file}')) for file in there]
 
 # %% ../../nbs/pipeline/02_report.ipynb #0b0a2ee0
@@ -235,7 +236,7 @@ def _example(run_dir: Path, folder: Path, name: str, files: dict[str, str]) -> d
     return dict(name=name, slider=[(row, shown[row]) for row in models], words=words,
                 pictures=[(row, picture) for row, picture in shown.items() if row not in models])
 
-# %% ../../nbs/pipeline/02_report.ipynb #2b392969
+# %% ../../nbs/pipeline/02_report.ipynb #a6eff511
 _FIGURES = {   # kind of a stage -> its figure and what that shows
     'data': ('domains.png', 'The two domains: labelled source, unlabelled target'),
     'prototypes': ('prototypes.png', 'Features and prototypes'),
@@ -259,7 +260,8 @@ def _pictures(run_dir: Path, name: str) -> dict:
     scaled = {'weight', 'rank of score'} & {row for example in examples for row, _ in example['pictures']}
     has_map = name == 'prototypes' and read_artefact(run_dir, name, 'map.json')
     figure = Markup('') if examples or has_map else _stage_figure(run_dir, name)
-    return dict(examples=examples, has_scale=bool(scaled), figures=[figure] if figure else [])
+    return dict(examples=examples, has_scale=bool(scaled), has_labels=name != 'reweighting',
+                figures=[figure] if figure else [])
 
 # %% ../../nbs/pipeline/02_report.ipynb #7d5a63a1
 _LEGEND = """
@@ -443,13 +445,14 @@ def _took(record: dict) -> str:
     return f"{duration_text(record['seconds'])}, at most {record['peak_memory_mb']} MB of memory{gpu}, on " \
            f"{record['device']}"
 
-# %% ../../nbs/pipeline/02_report.ipynb #db11a9cf
+# %% ../../nbs/pipeline/02_report.ipynb #6986aff3
 def _section(run_dir: Path, name: str, record: dict, results: dict, changed: dict) -> dict:
     "What the page shows of a stage."
     config = load_run(run_dir)
     rows = _setting_rows(config, name, record['params'], changed)
     title, table = _fallen_table(run_dir, results) if name == 'evaluation' else ('', '')
-    return dict(anchor=f'stage-{name}', title=name.replace('_', ' '), purpose=_PURPOSES[stage_kind(name)],
+    return dict(anchor=f'stage-{name}', number=int(stage_dir(run_dir, name).name[:2]),
+                title=name.replace('_', ' '), purpose=_PURPOSES[stage_kind(name)],
                 inputs=[given.replace('_', ' ') for given in record['inputs']],
                 outputs=_links(run_dir, name, record), took=_took(record), facts=_facts(run_dir, name),
                 curves=_training_curves(run_dir, name), charts=_charts(run_dir, name, results),
@@ -500,7 +503,7 @@ def _cost_parts(records: dict[str, dict]) -> dict:
     return dict(cost=html_table(['stage', 'seconds', 'peak memory, MB', 'GPU memory, MB'], rows), cost_chart=chart,
                 clock=_clock_text(list(records.values())))
 
-# %% ../../nbs/pipeline/02_report.ipynb #2f332fbc
+# %% ../../nbs/pipeline/02_report.ipynb #bbeb8a69
 _HEAD = """
 <h1>{{ config.preset }}</h1>
 <p class="lead">{{ config.description }}</p>
@@ -515,11 +518,11 @@ _FOOT = """
 Write it again with <code>bidirseg report RUN</code>.</p>
 """
 
-def _contents(sections: list[dict], published) -> list[tuple[str, str]]:   # anchor and text
+def _contents(sections: list[dict], pictures: bool, published) -> list[tuple[str, str]]:   # anchor and text
     "The parts of the page."
     stages = [(section['anchor'], section['title']) for section in sections]
     more = [('published', 'published scores')] if published else []
-    first = [('answer', 'did it help?'), ('pictures', 'before and after')]
+    first = [('answer', 'did it help?'), *([('pictures', 'before and after')] if pictures else [])]
     return [*first, *stages, ('cost', 'time and memory'), *more, ('settings', 'settings')]
 
 # %% ../../nbs/pipeline/02_report.ipynb #37046f78
@@ -545,7 +548,7 @@ def _before_after(run_dir: Path, results: dict) -> tuple[dict | None, dict]:   #
     examples = shown['examples']
     return (examples.pop(0) if examples and examples[0]['slider'] else None), shown
 
-# %% ../../nbs/pipeline/02_report.ipynb #6fbe7428
+# %% ../../nbs/pipeline/02_report.ipynb #25918b88
 def _page(run_dir: Path) -> str:   # HTML
     "The report of a run."
     config, records, results = load_run(run_dir), _read_records(run_dir), _read_scores(run_dir)
@@ -560,7 +563,7 @@ def _page(run_dir: Path) -> str:   # HTML
                 **answer, **_cost_parts(records))
     head = render(_HEAD, config=config, last=last, n_classes=len(label_space(config)))
     foot = render(_FOOT, last=last, version=bidirseg.__version__)
-    contents = _contents(sections, answer.get('published'))
+    contents = _contents(sections, bool(shown['examples'] or shown['figures']), answer.get('published'))
     return html_page(config.preset, body, head, contents, foot, 'bidirseg report')
 
 # %% ../../nbs/pipeline/02_report.ipynb #4fabd589

@@ -180,7 +180,23 @@ def _map_rows(found: dict) -> list[list]:   # kind, class, x, y
             rows += [[kind, label, *point] for point in points]
     return rows
 
-# %% ../../nbs/runs/04_charts.ipynb #b1e5b716
+# %% ../../nbs/runs/04_charts.ipynb #4fc3c9b6
+def _spread_names(groups: list[dict]):   # in place
+    "Move names that would lie on each other down."
+    placed = []
+    for group in sorted(groups, key=_height):
+        while any(_overlap(group, other) for other in placed):
+            group['y'] = round(group['y'] + 4, 1)
+        placed.append(group)
+
+def _height(group: dict) -> float:
+    return group['y']
+
+def _overlap(a: dict, b: dict) -> bool:
+    "Whether two names lie on each other; a letter is some 6 wide and 12 high."
+    return abs(a['x'] - b['x']) < 3.2 * (len(a['name']) + len(b['name'])) and abs(a['y'] - b['y']) < 12
+
+# %% ../../nbs/runs/04_charts.ipynb #8d1de417
 def map_chart(name: str,
               found: dict[str, dict],     # 'source' and 'prototypes': class -> [[x, y], ...]; 'target': [[x, y], ...]
               colors: dict[str, tuple],   # class -> RGB
@@ -192,6 +208,7 @@ def map_chart(name: str,
     for label, color in colors.items():
         source, prototypes = (_to_picture(found[kind].get(label, []), *place) for kind in ('source', 'prototypes'))
         groups.append(_map_group(label, color, source, prototypes))
+    _spread_names([group for group in groups if group['prototypes']])
     n_target, labels = len(found['target']), list(found['prototypes'])
     alt = f'{n_target} features of the target among {len(rows) - n_target} features and prototypes of ' \
           f"{len(labels)} classes: {', '.join(labels)}"
