@@ -87,13 +87,13 @@ def _spread_table(runs: list[dict]) -> tuple[list, list[list]] | None:   # head 
         rows.append([names, *(mean_spread(values) for values in (first, last, last - first))])
     return (['runs', 'first model', 'last model', 'gain'], rows) if rows else None
 
-# %% ../../nbs/pipeline/09_compare.ipynb #ce4c2583
+# %% ../../nbs/pipeline/09_compare.ipynb #881143d0
 def _settings_table(runs: list[dict]) -> tuple[list, list[list]] | None:   # head and rows; None: none differs
-    "Settings that differ between the runs; a dash is the preset's value."
+    "Settings that differ between the runs."
     keys = dict.fromkeys(key for run in runs for key in run['changed'])
     rows = []
     for key in keys:
-        values = [str(run['changed'][key][1]) if key in run['changed'] else '-' for run in runs]
+        values = [str(run['changed'][key][1]) if key in run['changed'] else 'as preset' for run in runs]
         if len(set(values)) > 1:
             rows.append([key, *values])
     presets = [run['config'].preset for run in runs]

@@ -60,7 +60,7 @@ def _gain_row(name: str, first, last, position: int, top: float) -> dict:
     return dict(name=_short(name), first=_x(first, top), last=_x(last, top), change=change.replace('-', '\u2212'),
                 kind=_kind(change), y=44 + _ROW * position)
 
-# %% ../../nbs/runs/04_charts.ipynb #fe378c81
+# %% ../../nbs/runs/04_charts.ipynb #5014d014
 def _gains_in_words(head: list, rows: list[list]) -> str:
     "What a chart of gains shows, row by row."
     said = []
@@ -73,7 +73,7 @@ def _gains_in_words(head: list, rows: list[list]) -> str:
 
 def gain_chart(name: str,          # of the CSV file
                head: list,         # what rows are, the first model, the last model
-               rows: list[list],   # name, value of each in [0, 100] or '-'; the first row is drawn strong
+               rows: list[list],   # name, value of each in [0, 100] or '-'; a row called mean is drawn strong
                caption: str) -> Markup:
     "Values before and after, as a figure."
     drawn = [_gain_row(*row, position, 100) for position, row in enumerate(rows)]
