@@ -185,3 +185,24 @@ def test_compare_has_an_example(capsys):
     with pytest.raises(SystemExit):
         main(['compare', '--help'])
     assert 'example: bidirseg compare ' in ' '.join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize('width, scheme', [(390, 'dark'), (1440, 'light')])
+def test_pages_hold_in_a_browser(browser, tmp_path, width, scheme):
+    run_dir = make_run(tmp_path/'run')
+    make_pictures(run_dir, tmp_path/'secret.png')
+    for path in (report(run_dir), compare([run_dir, make_run(tmp_path/'other', scored=False)], tmp_path/'all.html')):
+        browser.open(path, width, scheme)
+        assert not browser.faults() and not browser.violations()
+
+
+def test_the_slider_moves_by_the_keyboard(browser, tmp_path):
+    run_dir = make_run(tmp_path/'run')
+    make_pictures(run_dir, tmp_path/'secret.png')
+    browser.open(report(run_dir))
+    browser.page.locator('input[type=range]').focus()
+    browser.page.keyboard.press('End')
+    clip = "getComputedStyle(document.querySelector('.after img')).clipPath"
+    assert '100%' in browser.page.evaluate(clip)
+    browser.page.keyboard.press('Home')
+    assert '100%' not in browser.page.evaluate(clip)
