@@ -176,10 +176,13 @@ def _gain(row: list) -> float:
     "What a row gained."
     return row[2] - row[1]
 
-# %% ../../nbs/pipeline/02_report.ipynb #bdd87307
+# %% ../../nbs/pipeline/02_report.ipynb #a21aa0cf
 def _answer(rows: list[list],   # from `_gain_rows`
             first: str, last: str) -> dict:
     "The answer in a sentence and in numbers."
+    if first == last:
+        words = f'Mean IoU on the target is {rows[0][2]:.1f} % ({last}); there is no other model to compare it with.'
+        return dict(words=words, numbers=[])
     (_, before, after), classes = rows[0], [row for row in rows[1:] if '-' not in row]
     gained = [row for row in classes if _gain(row) >= .05]   # what is not zero in one digit
     lost = [row for row in classes if _gain(row) <= -.05]
