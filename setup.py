@@ -42,7 +42,7 @@ setup(
     license_expression='Apache-2.0',
     license_files=['LICENSE'],
     packages=find_packages(include=[cfg['lib_name'], f"{cfg['lib_name']}.*"]),
-    package_data={cfg['lib_name']: ['presets/*.toml', 'py.typed', '*.pyi']},
+    package_data={cfg['lib_name']: ['presets/*.toml', 'templates/*', 'py.typed', '*.pyi']},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
     extras_require={name: cfg[f'{name}_requirements'].split() for name in EXTRAS},

@@ -173,6 +173,18 @@ def _explain(args: Namespace):
     check_settings(config)
     print(explain(config))
 
+# %% ../nbs/10_command_line.ipynb #62f5467c
+def _add_compare(commands):
+    parser = commands.add_parser('compare', help='put several runs on one page: one chart, one table')
+    parser.add_argument('run_dirs', nargs='+', metavar='RUN', help='run directories; with or without scores')
+    parser.add_argument('--out', required=True, metavar='FILE.html', help='the page')
+    parser.set_defaults(command=_compare)
+
+def _compare(args: Namespace):
+    "Compare runs."
+    from bidirseg.pipeline.compare import compare
+    print(compare(args.run_dirs, args.out))
+
 # %% ../nbs/10_command_line.ipynb #798c3968
 def _add_init_data(commands):
     parser = commands.add_parser('init-data', help='describe a folder of images, and one of label maps, by looking '
@@ -470,6 +482,7 @@ EXAMPLES = {   # command -> what may follow it
     'repeat': 'demo --seeds 0 1 2 --out runs/demo-seeds',
     'stages': 'runs/demo',
     'report': 'runs/demo',
+    'compare': 'runs/demo-seeds/seed* --out compare.html',
     'explain': 'gta5-cityscapes --set seed=1',
     'init-data': 'game/frames game/masks --out game.toml',
     'check': '--source game.toml --target town.toml',
@@ -494,7 +507,8 @@ def make_parser() -> ArgumentParser:
                             description='Domain adaptive semantic segmentation by bidirectional self-training.')
     parser.add_argument('--version', action='version', version=bidirseg.__version__)
     commands = parser.add_subparsers(required=True, metavar='COMMAND')
-    for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_explain, _add_init_data, _add_check, _add_unpack,
+    for add in (_add_run, _add_repeat, _add_stages, _add_report, _add_compare, _add_explain,
+                _add_init_data, _add_check, _add_unpack,
                 _add_draw, _add_evaluate, _add_predict, _add_export, _add_suggest,
                 _add_studies, _add_bench, _add_notebooks, _add_completion):
         add(commands)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['confusion_matrix', 'iou_per_class', 'mean_iou', 'scores', 'gap_closed', 'evaluate', 'show_confusion',
-           'show_before_after', 'score_pseudo_labels', 'EvaluationSettings', 'run', 'predict']
+           'before_after_rows', 'show_before_after', 'score_pseudo_labels', 'EvaluationSettings', 'fallen_images',
+           'run', 'predict']
 
-# %% ../nbs/08_evaluation.ipynb #5a4fa650
+# %% ../nbs/08_evaluation.ipynb #0d0bcf7c
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,12 @@ from .core import InputError, save_json, spaced_indices
 from .data import (CITYSCAPES13, CITYSCAPES16, IGNORE, ImageSet, LabeledImageSet, LabelSpace, Samples,
                            fit_to_size, images_only, open_ids)
 from .models import forward, predict, upsample
-from .plots import color_legend, escape_mathtext, image_grid, save_figure
+from .plots import color_legend, escape_mathtext, image_grid, save_figure, save_pictures
 from .runs import Stage, StageSettings, open_stage, trained_stages
 
 _all_ = ['predict']
 
-# %% ../nbs/08_evaluation.ipynb #471d7b12
+# %% ../nbs/08_evaluation.ipynb #7106a8e0
 def confusion_matrix(labels, predictions,       # arrays or tensors of one shape, train ids
                      num_classes: int,
                      ignore_index: int = 255,   # labels that do not count
@@ -45,7 +46,7 @@ def confusion_matrix(labels, predictions,       # arrays or tensors of one shape
     pairs = np.bincount(labels * num_classes + predictions, minlength=num_classes ** 2)
     return pairs.reshape(num_classes, num_classes)
 
-# %% ../nbs/08_evaluation.ipynb #bfd770df
+# %% ../nbs/08_evaluation.ipynb #24b5eb9a
 def iou_per_class(cm: np.ndarray    # (classes, classes)
                   ) -> np.ndarray:  # (classes,) in [0, 1]; NaN for a class neither in the labels nor predicted
     "Intersection over union of each class."
@@ -54,7 +55,7 @@ def iou_per_class(cm: np.ndarray    # (classes, classes)
     union = cm.sum(0) + cm.sum(1) - intersection
     return np.divide(intersection, union, out=np.full(len(cm), np.nan), where=union > 0)
 
-# %% ../nbs/08_evaluation.ipynb #1b3769a0
+# %% ../nbs/08_evaluation.ipynb #1a0ef547
 def mean_iou(cm: np.ndarray,                    # (classes, classes)
              classes: list[int] | None = None,  # positions that count; None: all
              ) -> float:                        # in [0, 1]
@@ -64,7 +65,7 @@ def mean_iou(cm: np.ndarray,                    # (classes, classes)
         iou = iou[list(classes)]
     return float(np.nanmean(iou)) if np.isfinite(iou).any() else float('nan')
 
-# %% ../nbs/08_evaluation.ipynb #277b60ff
+# %% ../nbs/08_evaluation.ipynb #063013fc
 def _class_lists(space: LabelSpace) -> dict[str, tuple]:
     "The lists that means are given for: name -> classes."
     subsets = (CITYSCAPES16, CITYSCAPES13) if space.name == 'cityscapes19' else ()
@@ -84,14 +85,14 @@ def scores(cm: np.ndarray, space: LabelSpace, images: int) -> dict:
     return dict(miou=means[space.name], miou_by_classes=means, iou=dict(zip(space.classes, iou)),
                 pixel_accuracy=round(float(np.trace(cm) / cm.sum()), 6), images=images, confusion=cm.tolist())
 
-# %% ../nbs/08_evaluation.ipynb #aeecbb6f
+# %% ../nbs/08_evaluation.ipynb #637e3031
 def gap_closed(miou: float, source_only: float, oracle: float | None) -> float | None:
     "Share of the way from source-only to oracle; None without an oracle above source-only."
     if oracle is None or oracle <= source_only:
         return None
     return (miou - source_only) / (oracle - source_only)
 
-# %% ../nbs/08_evaluation.ipynb #ce3a0680
+# %% ../nbs/08_evaluation.ipynb #f0ac42d7
 def _score_image(model: nn.Module, data: LabeledImageSet, samples: Samples, num_classes: int, i: int) -> np.ndarray:
     "The confusion matrix of image `i`."
     labels = data.label(i)
@@ -112,7 +113,7 @@ def evaluate(model: nn.Module,
     score = _image_scorer(model, data, size, num_classes)
     return sum(score(i) for i in range(len(data)))
 
-# %% ../nbs/08_evaluation.ipynb #7730d054
+# %% ../nbs/08_evaluation.ipynb #06c44bc8
 def _show_classes(results: dict[str, dict], first: str, last: str):
     "Bars: IoU of each class under two stages, from the class with the most labelled pixels to the rarest."
     import matplotlib.pyplot as plt
@@ -130,7 +131,7 @@ def _show_classes(results: dict[str, dict], first: str, last: str):
     fig.legend(loc='outside upper center', ncols=2, fontsize=10, frameon=False)
     return fig
 
-# %% ../nbs/08_evaluation.ipynb #3864f727
+# %% ../nbs/08_evaluation.ipynb #81327b16
 def show_confusion(cm: np.ndarray, classes: tuple[str, ...], title: str):
     "Where the pixels of each class go, as shares of the class."
     import matplotlib.pyplot as plt
@@ -144,21 +145,24 @@ def show_confusion(cm: np.ndarray, classes: tuple[str, ...], title: str):
     fig.colorbar(shown)
     return fig
 
-# %% ../nbs/08_evaluation.ipynb #10ed645c
-def show_before_after(models: dict[str, nn.Module], data: ImageSet, size: tuple[int, int], space: LabelSpace,
-                      n: int = 3):
+# %% ../nbs/08_evaluation.ipynb #83a8e217
+def before_after_rows(models: dict[str, nn.Module], data: ImageSet, size: tuple[int, int], space: LabelSpace,
+                      picks: list[int]) -> dict[str, list]:   # as `image_grid` takes them
     "Images, their labels where there are any, and the label maps of each model."
-    picks = spaced_indices(len(data), n)
     rows = {'image': [data.image(i) for i in picks]}
     if isinstance(data, LabeledImageSet):
         rows['labels'] = [space.colorize(data.label(i)) for i in picks]
     for name, model in models.items():
         rows[name.replace('_', ' ')] = [space.colorize(predict(model, image, size[0])) for image in rows['image']]
+    return rows
+
+def show_before_after(rows: dict[str, list], space: LabelSpace):   # from `before_after_rows`
+    "Images, labels and predictions above the colours of the classes."
     fig = image_grid(rows, width=2.6, dpi=70)
     color_legend(fig, dict(zip(space.classes, space.colors), ignored=(0, 0, 0)))
     return fig
 
-# %% ../nbs/08_evaluation.ipynb #32c7c125
+# %% ../nbs/08_evaluation.ipynb #a5e904f0
 def score_pseudo_labels(folder: Path, data: LabeledImageSet, space: LabelSpace
                         ) -> dict:   # scores of the kept pixels, share kept
     "Compare written pseudo labels with true ones."
@@ -172,7 +176,7 @@ def score_pseudo_labels(folder: Path, data: LabeledImageSet, space: LabelSpace
     found = scores(cm, space, len(data)) if cm.sum() else dict(miou=None)
     return dict(found, kept=round(kept / total, 4))
 
-# %% ../nbs/08_evaluation.ipynb #d2cd655c
+# %% ../nbs/08_evaluation.ipynb #6c3854d5
 @dataclass(frozen=True)
 class EvaluationSettings(StageSettings):
     "Settings of the evaluation."
@@ -187,27 +191,52 @@ class EvaluationSettings(StageSettings):
         labelled = 'evaluation' if stage.config.evaluation else 'target'
         return [labelled, *(f'{trained}/model.pt' for trained in trained_stages(stage.run_dir))]
 
-# %% ../nbs/08_evaluation.ipynb #d3dedc49
-def _score_stages(stage: Stage, names: list[str]) -> dict[str, dict]:   # stage -> scores
+# %% ../nbs/08_evaluation.ipynb #5d3dd41c
+def _image_mious(matrices: list) -> list[float | None]:   # None: an image without a labelled pixel
+    "Mean IoU of each image over the classes of its labels."
+    mious = []
+    for matrix in map(np.array, matrices):
+        there = np.flatnonzero(matrix.sum(1))
+        mious.append(round(mean_iou(matrix, there), 6) if len(there) else None)
+    return mious
+
+def _score_stages(stage: Stage, names: list[str]) -> tuple[dict, dict]:   # stage -> scores; stage -> mIoU of images
     "The scores of every trained stage on the evaluation images; empty without any."
-    data, space, results = stage.images('evaluation'), stage.label_space, {}
+    data, space, results, by_image = stage.images('evaluation'), stage.label_space, {}, {}
     for name in names if data else ():
         score = _image_scorer(stage.load_model(name), data, stage.config.size, len(space))
         matrices = stage.each_image(f'scoring {name}', len(data), lambda i: score(i).tolist())
         results[name] = scores(np.sum(matrices, 0), space, len(data))
-    return results
+        by_image[name] = _image_mious(matrices)
+    return results, by_image
 
-def _draw(stage: Stage, results: dict, first: str, last: str):
+# %% ../nbs/08_evaluation.ipynb #aac3aa04
+def fallen_images(by_image: dict[str, list],   # stage -> mIoU of each image, None: not known
+                  first: str, last: str, most: int = 2) -> list[int]:   # positions, the largest fall first
+    "Images that the last model labels worse than the first."
+    falls = {}
+    for i, (before, after) in enumerate(zip(by_image[first], by_image[last])):
+        if before is not None and after is not None and after < before:
+            falls[i] = after - before
+    return sorted(falls, key=falls.get)[:most]
+
+# %% ../nbs/08_evaluation.ipynb #e632c162
+def _draw(stage: Stage, results: dict, by_image: dict, first: str, last: str):
     "The pictures of the report."
     data, space = stage.images('evaluation') or stage.images('target'), stage.label_space
     models = {name: stage.load_model(name) for name in dict.fromkeys([first, last])}
-    before_after = show_before_after(models, data, stage.config.size, space, stage.settings.pictures)
-    save_figure(before_after, stage.dir/'before_after.png')
+    picks = spaced_indices(len(data), stage.settings.pictures)
+    fallen = [i for i in fallen_images(by_image, first, last) if i not in picks] if results else []
+    rows = before_after_rows(models, data, stage.config.size, space, picks + fallen)
+    save_pictures(rows, [data.keys[i] for i in picks + fallen], stage.dir)
+    spaced = {name: pictures[:len(picks)] for name, pictures in rows.items()}
+    save_figure(show_before_after(spaced, space), stage.dir/'before_after.png')
     if results:
+        save_json(stage.dir/'images.json', dict(names=data.keys, miou=by_image))
         save_figure(_show_classes(results, first, last), stage.dir/'classes.png')
         save_figure(show_confusion(results[last]['confusion'], space.classes, last), stage.dir/'confusion.png')
 
-# %% ../nbs/08_evaluation.ipynb #daafa507
+# %% ../nbs/08_evaluation.ipynb #ce9d3069
 def run(run_dir: str | Path, name: str = 'evaluation', **changes) -> Path:  # the stage's folder
     "The stage: writes every stage's scores to `scores.json`, empty without labelled images, and the report's figures."
     names = trained_stages(run_dir)
@@ -218,10 +247,10 @@ def run(run_dir: str | Path, name: str = 'evaluation', **changes) -> Path:  # th
     with open_stage(run_dir, name, EvaluationSettings, changes) as stage:
         if stage.skip:
             return stage.dir
-        results = _score_stages(stage, names)
+        results, by_image = _score_stages(stage, names)
         save_json(stage.dir/'scores.json', results)
         first = 'source_only' if 'source_only' in names else names[0]
-        _draw(stage, results, first, adapting[-1])
+        _draw(stage, results, by_image, first, adapting[-1])
         labels = stage.path('pseudo_labels/labels')
         if results and stage.config.oracle and labels.exists():
             found = score_pseudo_labels(labels, stage.images('oracle'), stage.label_space)

@@ -20,7 +20,7 @@ from .data import IGNORE, Samples
 from .evaluation import confusion_matrix, mean_iou
 from .mixture import ClassPrototypes
 from .models import build_backbone, label_maps, rescale, to_device
-from .plots import image_grid, save_figure
+from .plots import image_grid, save_figure, save_pictures
 from .prototypes import fit_whitening, labels_at_features
 from .runs import Stage, StageSettings, load_run, open_stage, stage_dir, stage_names, trained_stages
 
@@ -169,8 +169,8 @@ def judgement_text(judged: dict) -> str:   # from `read_judgement`
            f"Handed over: {judged['model']}."
 
 # %% ../nbs/09_adapt_or_not.ipynb #3ce71d67
-def _show_judgement(stage: Stage, labels: list[Tensor], names: list[str]):
-    "Target images, the judge's labels, and those of models."
+def _draw(stage: Stage, labels: list[Tensor], names: list[str]):
+    "Pictures: target images, the judge's labels, and those of models."
     target, space = stage.samples('target'), stage.label_space
     models = {name: stage.load_model(name) for name in names}
     every = spaced_indices(len(target), len(labels))
@@ -182,7 +182,8 @@ def _show_judgement(stage: Stage, labels: list[Tensor], names: list[str]):
             pictures.append(space.colorize(label_maps(model, torch.from_numpy(seen)[None])[0]))
         for row, picture in zip(rows.values(), pictures):
             row.append(picture)
-    return image_grid(rows)
+    save_pictures(rows, [target.images.keys[every[k]] for k in spaced_indices(len(labels), 4)], stage.dir)
+    save_figure(image_grid(rows), stage.dir/'judgement.png')
 
 # %% ../nbs/09_adapt_or_not.ipynb #d6f7bab8
 def run(run_dir: str | Path, name: str = 'judgement', **changes) -> Path:  # the stage's folder
@@ -195,6 +196,6 @@ def run(run_dir: str | Path, name: str = 'judgement', **changes) -> Path:  # the
         judged = judge_models(found, stage.config.seed)
         save_json(stage.dir/'judgement.json', judged)
         shown = list(dict.fromkeys([names[0], names[-1]]))   # one name where there is one model
-        save_figure(_show_judgement(stage, labels, shown), stage.dir/'judgement.png')
+        _draw(stage, labels, shown)
         print(judgement_text(judged), flush=True)
     return stage.dir

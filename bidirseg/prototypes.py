@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['labels_at_features', 'SourceFeatures', 'TargetFeatures', 'frozen_maps', 'fit_whitening', 'load_whitening',
-           'PrototypesSettings', 'fit_prototypes', 'network_temperature', 'show_prototypes', 'gather_features',
-           'gather_labelled', 'run', 'as_prototypes_see', 'ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']
+           'PrototypesSettings', 'fit_prototypes', 'network_temperature', 'feature_map', 'show_prototypes',
+           'gather_features', 'gather_labelled', 'run', 'as_prototypes_see', 'ClassPrototypes', 'GaussianMixture',
+           'gaussian_log_density']
 
-# %% ../nbs/03_prototypes.ipynb #c42154aa
+# %% ../nbs/03_prototypes.ipynb #385ad4b1
 import math
 from dataclasses import dataclass
 from operator import methodcaller
@@ -28,7 +29,7 @@ from .runs import Stage, StageSettings, open_stage
 
 _all_ = ['ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']   # whoever asks this module finds all of it
 
-# %% ../nbs/03_prototypes.ipynb #f616fd38
+# %% ../nbs/03_prototypes.ipynb #b44d4e0f
 def labels_at_features(labels: Tensor,         # (b, H, W) a map at image size
                        size: tuple[int, int],  # (h, w) of the feature map
                        ) -> Tensor:            # (b, h, w)
@@ -36,7 +37,7 @@ def labels_at_features(labels: Tensor,         # (b, H, W) a map at image size
     rows, columns = (torch.linspace(0, n - 1, k).round().long() for n, k in zip(labels.shape[1:], size))
     return labels[:, rows][:, :, columns]
 
-# %% ../nbs/03_prototypes.ipynb #1f34c25b
+# %% ../nbs/03_prototypes.ipynb #4e1bb0f6
 class SourceFeatures:
     "A sample of the features of source pixels that the model classifies correctly, class by class."
     def __init__(self, model: nn.Module, samples: Samples, size: int, seed: int):
@@ -54,7 +55,7 @@ class SourceFeatures:
         rows = features.flatten(2)[0].T
         self.reservoir.add(rows[correct.to(rows.device)], labels.flatten()[correct])
 
-# %% ../nbs/03_prototypes.ipynb #ecfc462e
+# %% ../nbs/03_prototypes.ipynb #a31c03c4
 class TargetFeatures:
     "A uniform sample of target features, each with the logits of its place behind it."
     def __init__(self, model: nn.Module, samples: Samples, size: int, seed: int):
@@ -73,7 +74,7 @@ class TargetFeatures:
         every, classes = self.reservoir.by_class()[0], self.model.num_classes
         return every[:, :-classes].contiguous(), every[:, -classes:].contiguous()
 
-# %% ../nbs/03_prototypes.ipynb #c6f164ba
+# %% ../nbs/03_prototypes.ipynb #664df930
 def frozen_maps(device: torch.device, features: str, weights: str | None,
                 scale: float) -> FrozenMaps | None:
     "Maps of the network in whose space the prototypes live; None for that of the warm-up."
@@ -81,7 +82,7 @@ def frozen_maps(device: torch.device, features: str, weights: str | None,
         return None
     return FrozenMaps(build_backbone(features, weights, 32).to(device), scale)
 
-# %% ../nbs/03_prototypes.ipynb #77db041b
+# %% ../nbs/03_prototypes.ipynb #fbba1f20
 @torch.no_grad()
 def fit_whitening(rows: dict[int, Tensor],  # class -> (n, d) features
                   channels: int,            # main axes that are kept, at most d
@@ -108,7 +109,7 @@ def load_whitening(path: Path) -> nn.Linear | None:   # None: no file
     whitening.load_state_dict(state)
     return whitening
 
-# %% ../nbs/03_prototypes.ipynb #7ff579d6
+# %% ../nbs/03_prototypes.ipynb #27bc444d
 def _check_mixture(settings: 'PrototypesSettings'):
     "Raise `InputError` for a mixture that cannot be."
     check_name(settings.covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
@@ -132,7 +133,7 @@ def _check_features(settings: 'PrototypesSettings'):
         raise InputError(f"whiten={settings.whiten}, features_scale={settings.features_scale}",
                          "a number of axes, or 0, and a scale above 0", "for instance whiten=96")
 
-# %% ../nbs/03_prototypes.ipynb #bb1364e7
+# %% ../nbs/03_prototypes.ipynb #955a3f6b
 @dataclass(frozen=True)
 class PrototypesSettings(StageSettings):
     "Settings of the prototypes."
@@ -158,7 +159,7 @@ class PrototypesSettings(StageSettings):
     def inputs(self, stage) -> list[str]:
         return [*stage.config.labelled_domains, 'target', 'warmup/model.pt']
 
-# %% ../nbs/03_prototypes.ipynb #5fe2c314
+# %% ../nbs/03_prototypes.ipynb #a2dcc330
 def fit_prototypes(source_rows: dict[int, Tensor],  # class -> (n, d) features
                    target_rows: Tensor,             # (n, d) features without a class
                    settings: PrototypesSettings,
@@ -176,12 +177,12 @@ def fit_prototypes(source_rows: dict[int, Tensor],  # class -> (n, d) features
         prototypes.log_prior_ = None
     return prototypes
 
-# %% ../nbs/03_prototypes.ipynb #5a2bece5
+# %% ../nbs/03_prototypes.ipynb #fed8b411
 def _mean_confidence(log_joint: Tensor) -> float:  # (n, classes) -> in (0, 1]
     "The mean of the highest posterior."
     return float(log_joint.softmax(1).amax(1).mean())
 
-# %% ../nbs/03_prototypes.ipynb #e6407ba7
+# %% ../nbs/03_prototypes.ipynb #3c6470cf
 def _calibrate_temperature(joint: Tensor,   # (n, classes) log joints of the prototypes
                           logits: Tensor,  # (n, classes) of the network, for the same rows
                           ) -> float:
@@ -196,32 +197,54 @@ def _calibrate_temperature(joint: Tensor,   # (n, classes) log joints of the pro
             high = middle
     return math.exp((low + high) / 2)
 
-# %% ../nbs/03_prototypes.ipynb #923d9af7
+# %% ../nbs/03_prototypes.ipynb #84ff9dfe
 def network_temperature(prototypes: ClassPrototypes, target_rows: Tensor, logits: Tensor) -> float:
     "The temperature of prototypes beside the network whose logits are those of the rows."
     return _calibrate_temperature(prototypes.log_joint(target_rows), logits)
 
-# %% ../nbs/03_prototypes.ipynb #60bb8313
-def show_prototypes(prototypes: ClassPrototypes, rows: dict[int, Tensor], space: LabelSpace, most: int = 400):
-    "Features and prototypes of each class on the two main axes of all features."
-    import matplotlib.pyplot as plt
+# %% ../nbs/03_prototypes.ipynb #87a0e996
+def _main_axes(rows: Tensor,   # (n, d)
+               ) -> tuple[Tensor, Tensor]:   # their mean (d,), axes (d, 2)
+    "The two directions in which rows vary most."
+    if len(rows) == 1:
+        rows = rows.repeat(2, 1)   # so that there are two axes
+    center = rows.mean(0)
+    return center, torch.linalg.svd(rows - center, full_matrices=False)[2][:2].T
+
+def feature_map(prototypes: ClassPrototypes,
+                rows: dict[int, Tensor],   # class -> (n, d) source features
+                target_rows: Tensor,       # (n, d)
+                space: LabelSpace,
+                most: int = 100,           # features of a class, and eight times as many of the target
+                ) -> dict:                 # 'source', 'prototypes': class -> places; 'target': places
+    "Features and prototypes in two dimensions, ready for JSON."
     some = {c: features[:most] for c, features in rows.items()}
-    every = torch.cat(list(some.values()))
-    if len(every) == 1:
-        every = every.repeat(2, 1)   # so that there are two axes
-    center = every.mean(0)
-    axes = torch.linalg.svd(every - center, full_matrices=False)[2][:2].T   # (d, 2)
+    center, axes = _main_axes(torch.cat(list(some.values())))
+
+    def places(features: Tensor) -> list[list[float]]:
+        return ((features - center) @ axes).double().round(decimals=3).tolist()
+
+    means = {c: prototypes.means_[c][prototypes.weights_[c] > 0] for c in some}
+    return dict(source={space.classes[c]: places(features) for c, features in some.items()},
+                prototypes={space.classes[c]: places(features) for c, features in means.items()},
+                target=places(target_rows[:8 * most]))
+
+# %% ../nbs/03_prototypes.ipynb #19a4e562
+def show_prototypes(found: dict,         # from `feature_map`
+                    space: LabelSpace):
+    "Features of both domains and prototypes on the two main axes of the source's features."
     fig, ax = plt.subplots(figsize=(7, 4.2), dpi=60)
-    for c, features in some.items():
-        color = np.array(space.colors[c]) / 255
-        means = prototypes.means_[c][prototypes.weights_[c] > 0]
-        ax.scatter(*((features - center) @ axes).T, s=2, color=color, alpha=.4)
-        ax.scatter(*((means - center) @ axes).T, s=40, color=color, edgecolor='k', marker='D', label=space.classes[c])
+    ax.scatter(*np.array(found['target']).T, s=8, color='.5', marker='+', alpha=.5, label='target')
+    for name, places in found['source'].items():
+        color = np.array(space.colors[space.classes.index(name)]) / 255
+        ax.scatter(*np.array(places).T, s=2, color=color, alpha=.4)
+        ax.scatter(*np.array(found['prototypes'][name]).reshape(-1, 2).T, s=40, color=color, edgecolor='k',
+                   marker='D', label=name)
     ax.legend(fontsize=6, ncol=2, loc='center left', bbox_to_anchor=(1, .5))
     ax.set_title('features (dots) and prototypes on their main axes')
     return fig
 
-# %% ../nbs/03_prototypes.ipynb #644bf8fa
+# %% ../nbs/03_prototypes.ipynb #55f39329
 def gather_features(stage, model: nn.Module, source: Samples, target: Samples,
                     settings: PrototypesSettings, seed: int,
                     maps: FrozenMaps | None = None,   # of a frozen backbone; None: features are the model's
@@ -239,7 +262,7 @@ def gather_features(stage, model: nn.Module, source: Samples, target: Samples,
     picks = spaced_indices(len(target), 200)
     return source_rows, *stage.gather('target features', picks, of_target).rows()
 
-# %% ../nbs/03_prototypes.ipynb #2e6bbae8
+# %% ../nbs/03_prototypes.ipynb #198a6c74
 def gather_labelled(stage: Stage, model: nn.Module,   # as `gather_features` left it
                     settings: PrototypesSettings,
                     maps: FrozenMaps | None = None,
@@ -254,10 +277,14 @@ def gather_labelled(stage: Stage, model: nn.Module,   # as `gather_features` lef
 def _each(rows: dict[int, Tensor], change: Callable) -> dict[int, Tensor]:
     "The rows of each class, changed."
     return {c: change(features) for c, features in rows.items()}
+def _draw(stage: Stage, found: dict):   # from `feature_map`
+    "The stage's picture, and its numbers."
+    save_json(stage.dir/'map.json', found)
+    save_figure(show_prototypes(found, stage.label_space), stage.dir/'prototypes.png')
 
-# %% ../nbs/03_prototypes.ipynb #d7d7d3c1
+# %% ../nbs/03_prototypes.ipynb #689c2cae
 def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # the stage's folder
-    "The stage: writes `prototypes.pt`, `prototypes.json` and a picture."
+    "The stage: writes `prototypes.pt`, `prototypes.json`, `map.json` and a picture."
     with open_stage(run_dir, name, PrototypesSettings, changes) as stage:
         if stage.skip:
             return stage.dir
@@ -278,12 +305,12 @@ def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # th
         temperature = network_temperature(prototypes, target_rows, logits)
         prototypes = prototypes.to('cpu')
         prototypes.save(stage.dir/'prototypes.pt')
-        save_figure(show_prototypes(prototypes, rows, space), stage.dir/'prototypes.png')
+        _draw(stage, feature_map(prototypes, rows, target_rows.cpu(), space))
         counts = {space.classes[c]: len(features) for c, features in rows.items()}
         save_json(stage.dir/'prototypes.json', dict(rows=counts, temperature=temperature))
     return stage.dir
 
-# %% ../nbs/03_prototypes.ipynb #4e14bf4a
+# %% ../nbs/03_prototypes.ipynb #f17ddb5d
 def as_prototypes_see(stage: Stage, model: nn.Module) -> nn.Module:
     "A network of a run with the features that its prototypes were fitted to."
     made = stage.load_json('prototypes/stage.json')['params']

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'prototype_log_posterior', 'PseudoLabeler', 'ScoreQuantiles', 'fit_score_quantiles',
-           'PseudoLabelSettings', 'trusted', 'write_labels', 'class_shares', 'show_labels', 'make_labeler', 'run']
+           'PseudoLabelSettings', 'trusted', 'write_labels', 'class_shares', 'label_rows', 'make_labeler', 'run']
 
 # %% ../nbs/04_pseudo_labels.ipynb #4888fa36
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from .core import InputError, atomic_path, check_name, save_json, spaced_indices
 from .data import IGNORE, LabelSpace, Samples
 from .mixture import SCORES, ClassPrototypes, Reservoir, best_class
 from .models import predict_features, update_bn, upsample
-from .plots import image_grid, save_figure
+from .plots import image_grid, save_figure, save_pictures
 from .prototypes import as_prototypes_see
 from .runs import Stage, StageSettings, open_stage
 
@@ -156,18 +156,18 @@ def class_shares(counts: list[dict], space: LabelSpace
     return shares
 
 # %% ../nbs/04_pseudo_labels.ipynb #dded3aa6
-def show_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantiles, settings: PseudoLabelSettings,
-                space: LabelSpace):
+def label_rows(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantiles, settings: PseudoLabelSettings,
+               space: LabelSpace, picks: list[int]) -> dict[str, list]:   # as `image_grid` takes them
     "Target images, their labels, the rank of each score, and the labels that are kept."
     rows = {'target': [], 'labels': [], 'rank of score': [], 'kept': []}
-    for i in spaced_indices(len(samples), 4):
+    for i in picks:
         image = samples.read(i)['image']
         labels, scores = label(image)
         kept = trusted(labels, scores, quantiles, settings)
         pictures = image, space.colorize(labels), quantiles(labels, scores).numpy(), space.colorize(kept)
         for row, picture in zip(rows.values(), pictures):
             row.append(picture)
-    return image_grid(rows)
+    return rows
 
 # %% ../nbs/04_pseudo_labels.ipynb #bf263abf
 def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, model: nn.Module) -> PseudoLabeler:
@@ -181,7 +181,7 @@ def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, m
 
 # %% ../nbs/04_pseudo_labels.ipynb #70e66a06
 def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  # the stage's folder
-    "The stage: writes `labels/KEY.png` for every target image, `labels.json` and a picture."
+    "The stage: writes `labels/KEY.png` for every target image, `labels.json` and pictures."
     with open_stage(run_dir, name, PseudoLabelSettings, changes) as stage:
         if stage.skip:
             return stage.dir
@@ -193,5 +193,8 @@ def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  #
         counts = stage.each_image('pseudo labels', len(target), lambda i: write_labels(
             label, target, quantiles, settings, stage.dir/'labels', i))
         save_json(stage.dir/'labels.json', class_shares(counts, space))
-        save_figure(show_labels(label, target, quantiles, settings, space), stage.dir/'labels.png')
+        picks = spaced_indices(len(target), 4)
+        rows = label_rows(label, target, quantiles, settings, space, picks)
+        save_figure(image_grid(rows), stage.dir/'labels.png')
+        save_pictures(rows, [target.images.keys[i] for i in picks], stage.dir)
     return stage.dir

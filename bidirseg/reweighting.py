@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['regional_features', 'fit_centroids', 'nearest_distance', 'transferability', 'weight_map', 'WeightMaps',
-           'ReweightingSettings', 'Regions', 'make_weight_maps', 'write_map', 'show_weights', 'run']
+           'ReweightingSettings', 'Regions', 'make_weight_maps', 'write_map', 'weight_rows', 'show_weights', 'run']
 
 # %% ../nbs/05_reweighting.ipynb #3d3e9fd5
 import math
@@ -22,7 +22,7 @@ from .core import InputError, atomic_path, progress, save_json, save_torch, spac
 from .data import IGNORE, ImageSet, Samples, images_only
 from .mixture import check_finite, check_rows
 from .models import build_backbone, forward, to_device, upsample
-from .plots import image_grid, save_figure
+from .plots import image_grid, over_image, save_figure, save_pictures
 from .runs import Stage, StageSettings, open_stage
 
 # %% ../nbs/05_reweighting.ipynb #65172c4a
@@ -223,19 +223,23 @@ def write_map(maps: WeightMaps, samples: Samples, folder: Path, i: int) -> float
         Image.fromarray(weights).save(tmp)
     return float(weights.mean() / 255)
 
-def show_weights(samples: Samples, maps: WeightMaps):
-    "Source images above their weights."
-    picks = spaced_indices(len(samples), 4)
+def weight_rows(samples: Samples, maps: WeightMaps, picks: list[int]
+                ) -> dict[str, list]:   # as `image_grid` takes them
+    "Source images and their weights."
     images = [samples.read(i) for i in picks]
     weights = [maps(i, sample['label']) for i, sample in zip(picks, images)]
-    fig = image_grid({'source': [sample['image'] for sample in images], 'weight': weights})
-    drawn = fig.axes[len(picks):]
+    return {'source': [sample['image'] for sample in images], 'weight': weights}
+
+def show_weights(rows: dict[str, list]):   # from `weight_rows`
+    "Source images above their weights."
+    fig = image_grid(rows)
+    drawn = fig.axes[len(rows['source']):]
     fig.colorbar(drawn[0].images[0], ax=drawn, label='255 is one')
     return fig
 
 # %% ../nbs/05_reweighting.ipynb #d3dd9ecf
 def run(run_dir: str | Path, name: str = 'reweighting', **changes) -> Path:  # the stage's folder
-    "The stage: writes `centroids.pt`, `weights/KEY.png` (8 bit, 255 is one), `weights.json` and a picture."
+    "The stage: writes `centroids.pt`, `weights/KEY.png` (8 bit, 255 is one), `weights.json`, pictures."
     with open_stage(run_dir, name, ReweightingSettings, changes) as stage:
         if stage.skip:
             return stage.dir
@@ -244,5 +248,9 @@ def run(run_dir: str | Path, name: str = 'reweighting', **changes) -> Path:  # t
         entropy = dict(zip(stage.label_space.classes, maps.class_entropy.tolist()))
         save_json(stage.dir/'weights.json', dict(mean_distance=maps.mean_distance, class_entropy=entropy,
                                                  mean_weight=round(sum(means) / len(means), 4)))
-        save_figure(show_weights(source, maps), stage.dir/'weights.png')
+        picks = spaced_indices(len(source), 4)
+        rows = weight_rows(source, maps, picks)
+        save_figure(show_weights(rows), stage.dir/'weights.png')
+        rows['weight over the source'] = list(map(over_image, rows['source'], rows['weight']))
+        save_pictures(rows, [source.images.keys[i] for i in picks], stage.dir)
     return stage.dir

@@ -51,7 +51,8 @@ def test_wheel(built, root):
         meta = wheel.read(next(name for name in names if name.endswith('dist-info/METADATA'))).decode()
         for name in notebooks(root):
             assert wheel.read(f'bidirseg/{name}') == (root/name).read_bytes()
-    assert {f'bidirseg/presets/{path.name}' for path in (root/'bidirseg'/'presets').glob('*.toml')} <= names
+    for kind in ('presets', 'templates'):
+        assert {f'bidirseg/{kind}/{path.name}' for path in (root/'bidirseg'/kind).iterdir()} <= names
     assert modules(root) | {'bidirseg/py.typed', 'bidirseg/__init__.pyi'} <= names
     assert {name.split('/')[0] for name in names if '.dist-info' not in name} == {'bidirseg'}
     assert 'bidirseg = bidirseg.cli:main' in points

@@ -111,7 +111,9 @@ def test_every_stage_leaves_its_record_and_picture(finished):
 
 def test_report_is_one_file_with_every_stage(finished):
     page = (finished/'report.html').read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert not re.findall(r'src="(?!data:)', page)
+    files = re.findall(r'href="(?!data:|#)([^"]*)"', page)
+    assert '03_warmup/notebook.ipynb' in files and all((finished/file).exists() for file in files)
     for name in stage_names(load_run(finished)):
         assert name.replace('_', ' ') in page, name
     assert page.count('data:image/png') >= 10 and 'gap closed' in page

@@ -10,7 +10,7 @@ import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'archives': ['unpack'],
-    'audit': ['findings', 'refuse_findings', 'remarks', 'show_domains', 'show_overlays', 'show_survey', 'survey'],
+    'audit': ['domain_rows', 'findings', 'refuse_findings', 'remarks', 'show_overlays', 'show_survey', 'survey'],
     'custom': ['description_space', 'guess_description', 'read_description', 'write_description'],
     'images': ['ImageSet', 'LabeledImageSet', 'MAX_PIXELS', 'apply_gain', 'image_files', 'images_only',
         'open_colors', 'open_ids', 'open_rgb'],

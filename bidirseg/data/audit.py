@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['count_values', 'filling_values', 'are_smoothed', 'used_palette', 'renumbered', 'survey', 'findings',
-           'refuse_findings', 'remarks', 'show_domains', 'show_overlays', 'show_survey']
+           'refuse_findings', 'remarks', 'domain_rows', 'show_overlays', 'show_survey']
 
 # %% ../../nbs/data/08_audit.ipynb #ce9311f5
 from collections import Counter
@@ -22,7 +22,7 @@ import numpy as np
 from ..core import InputError, progress, spaced_indices
 from .images import ImageSet, LabeledImageSet, opened
 from .labels import IGNORE, LabelSpace
-from ..plots import escape_mathtext, image_grid
+from ..plots import escape_mathtext
 
 # %% ../../nbs/data/08_audit.ipynb #b758b06f
 def _color_facts(image: Image.Image) -> dict:
@@ -330,15 +330,17 @@ def remarks(report: dict[str, dict],   # domain -> its survey
     return rows + _classes_of_one(report)
 
 # %% ../../nbs/data/08_audit.ipynb #ada35354
-def show_domains(source: LabeledImageSet, target: ImageSet, space: LabelSpace,
-                 n: int = 4,      # images of each, evenly spaced
-                 ) -> Figure:
+def domain_rows(source: LabeledImageSet, target: ImageSet, space: LabelSpace,
+                n: int = 4,      # images of each, evenly spaced
+                ) -> tuple[dict[str, list], list[str]]:   # as `image_grid` takes them; names of the images
     "Source images over their labels, and target images."
     picks = spaced_indices(len(source), n)
     images = [source.image(i) for i in picks]
     labels = [space.colorize(source.label(i, image.size[::-1])) for i, image in zip(picks, images)]
-    targets = [target.image(i) for i in spaced_indices(len(target), n)]
-    return image_grid({'source': images, 'its labels': labels, 'target': targets})
+    others = spaced_indices(len(target), n)
+    targets = [target.image(i) for i in others]
+    names = [f'{source.keys[i]}, {target.keys[k]}' for i, k in zip(picks, others)]
+    return {'source': images, 'its labels': labels, 'target': targets}, names
 
 # %% ../../nbs/data/08_audit.ipynb #fd0b89d5
 def _overlay(image: Image.Image,

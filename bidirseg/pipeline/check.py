@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core import atomic_path, cpu_count, save_json
-from ..data import (LabeledImageSet, LabelSpace, findings, refuse_findings, remarks, show_domains,
+from ..data import (LabeledImageSet, LabelSpace, domain_rows, findings, refuse_findings, remarks,
                            show_overlays, show_survey, survey)
-from ..plots import save_figure
+from ..plots import image_grid, save_figure, save_pictures
 from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
                            markdown, open_domains, open_stage, render, supervision_text)
 
@@ -152,5 +152,7 @@ def run(run_dir: str | Path, name: str = 'data', **changes) -> Path:  # the stag
         report = {domain: survey(images, space, sample) for domain, images in domains.items()}
         refuse_findings(report)
         save_json(stage.dir/'check.json', report)
-        save_figure(show_domains(domains['source'], domains['target'], space), stage.dir/'domains.png')
+        rows, names = domain_rows(domains['source'], domains['target'], space)
+        save_figure(image_grid(rows), stage.dir/'domains.png')
+        save_pictures(rows, names, stage.dir)
     return stage.dir

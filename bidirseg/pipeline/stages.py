@@ -28,7 +28,8 @@ from .kernels import own_kernel
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finished, label_space, load_preset,
                            load_run, make_settings, open_domains, open_images, package_notebook, run_lock,
-                           setting_keys, stage_dir, stage_kind, stage_names, stage_notebook, stage_settings, start_run)
+                           run_line, setting_keys, stage_dir, stage_kind, stage_names, stage_notebook, stage_settings,
+                           start_run)
 from ..runs import notebooks_folder as notebooks_folder
 from ..runs.log import RunLog
 from ..training import TrainSettings
@@ -316,6 +317,17 @@ def _finish(run_dir: Path, complete: bool, began: float, log: RunLog) -> Path:  
     log.event('done', f'{text}; {seconds:.0f} s', seconds=round(seconds, 1), report=str(path) if complete else None)
     return path
 
+# %% ../../nbs/pipeline/01_stages.ipynb #f9ab4abc
+def _run_line(preset: str, run_dir: str | Path, changes: list[str], domains: dict) -> str:
+    "The line of the shell that runs a preset so."
+    words = ['bidirseg', 'run', preset]
+    for name, path in domains.items():
+        words += [f"--{name.replace('_', '-')}", str(path)] if path else []
+    words += ['--run-dir', str(run_dir)]
+    for change in changes:
+        words += ['--set', change]
+    return shlex.join(words)
+
 # %% ../../nbs/pipeline/01_stages.ipynb #88921268
 def _stages_until(config: RunConfig, until: str | None) -> list[str]:
     "The stages of a run up to one of them; all where none is named."
@@ -346,9 +358,10 @@ def run(preset: str | None,          # a preset's name or a TOML file; None: go 
         asked = [*changes, *as_changes(settings)]
         config = load_run(run_dir) if preset is None else configure(preset, asked, domains)
         check_config(config)
+        line = run_line(run_dir) if preset is None else _run_line(preset, run_dir, asked, domains)
         names, others = _stages_until(config, until), _other_runs(from_run)
         with run_lock(run_dir):
-            start_run(run_dir, config, update)
+            start_run(run_dir, config, update, line)
             _resume(run_dir, names, others, log)
             return _finish(run_dir, until is None, began, log)
 

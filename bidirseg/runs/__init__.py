@@ -10,12 +10,12 @@ import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'config': ['RunConfig', 'StageSettings', 'as_changes', 'full_paths', 'given_parameters', 'label_space',
-        'load_preset', 'load_run', 'make_settings', 'parse_value', 'preset_names', 'presets_table', 'setting_keys',
-        'stage_dir', 'stage_kind', 'stage_names', 'stage_settings', 'start_run'],
+        'changed_settings', 'load_preset', 'load_run', 'make_settings', 'parse_value', 'preset_names', 'presets_table',
+        'run_line', 'setting_keys', 'stage_dir', 'stage_kind', 'stage_names', 'stage_settings', 'start_run'],
     'domains': ['open_domains', 'open_images', 'small_run', 'supervision_text'],
-    'html': ['html_figure', 'html_page', 'html_table', 'markdown', 'mean_spread', 'percent', 'render',
-        'write_rows'],
     'notebooks': ['STAGE_NOTEBOOKS', 'changed_notebook', 'check_notebooks', 'copy_notebooks', 'notebooks_folder',
         'package_notebook', 'stage_notebook'],
+    'html': ['csv_link', 'fill', 'html_figure', 'html_page', 'html_picture', 'html_table', 'markdown', 'mean_spread',
+        'own_path', 'percent', 'render', 'write_rows'],
     'stage': ['Stage', 'is_finished', 'open_stage', 'run_lock', 'set_up_torch', 'trained_stages'],
 })

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parse_value', 'as_changes', 'make_settings', 'RunConfig', 'stage_names', 'label_space', 'preset_names', 'load_preset',
            'stage_kind', 'StageSettings', 'setting_keys', 'stage_settings', 'given_parameters', 'presets_table',
-           'full_paths', 'load_run', 'check_run_dir', 'start_run', 'stage_dir']
+           'full_paths', 'load_run', 'check_run_dir', 'start_run', 'run_line', 'changed_settings', 'stage_dir']
 
 # %% ../../nbs/runs/00_config.ipynb #ee7c977b
 import copy
@@ -431,6 +431,7 @@ def _differences(old: RunConfig, new: RunConfig) -> list[str]:
 # %% ../../nbs/runs/00_config.ipynb #b6fb95f5
 def start_run(run_dir: str | Path, config: RunConfig,
               update: bool = False,  # accept a configuration that differs from the directory's
+              line: str = '',        # of the shell that started it, for the report
               ) -> Path:
     "Make a run directory, or find that it is already this run's."
     run_dir = Path(run_dir)
@@ -442,8 +443,22 @@ def start_run(run_dir: str | Path, config: RunConfig,
                              "choose another run directory, or go on with the new settings: "
                              "--update, or -p update True for papermill")
     check_run_dir(run_dir)
-    save_json(run_dir/'run.json', dict(format=_FORMAT, config=asdict(config)))
+    save_json(run_dir/'run.json', dict(format=_FORMAT, config=asdict(config), line=line))
     return run_dir
+
+# %% ../../nbs/runs/00_config.ipynb #9db1e2e3
+def run_line(run_dir: str | Path) -> str:   # '' where it is not known
+    "The line of the shell that started a run."
+    line = load_json(Path(run_dir)/'run.json').get('line')
+    return line if isinstance(line, str) else ''
+
+def changed_settings(config: RunConfig) -> dict[str, tuple]:   # setting -> its value in the preset, its value here
+    "What a run changed about its preset."
+    is_known = config.preset in preset_names()
+    base = load_preset(config.preset) if is_known else RunConfig(preset=config.preset)
+    before, after = _flatten(asdict(base)), _flatten(asdict(config))
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    return {key.removeprefix('settings.'): (before.get(key), after.get(key)) for key in changed}
 
 # %% ../../nbs/runs/00_config.ipynb #f3eda4dc
 def stage_dir(run_dir: str | Path, stage: str) -> Path:

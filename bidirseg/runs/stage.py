@@ -7,6 +7,7 @@ __all__ = ['Stage', 'trained_stages', 'open_stage', 'set_up_torch', 'is_finished
 
 # %% ../../nbs/runs/02_stage.ipynb #4ec0ebbc
 import contextlib
+import datetime
 import hashlib
 import json
 import os
@@ -156,6 +157,10 @@ def _prepare_folder(folder: Path, key: str):
     (folder/'stage.json').unlink(missing_ok=True)
 
 # %% ../../nbs/runs/02_stage.ipynb #bce812ec
+def _clock(seconds: float) -> str:   # such as 2026-01-31T12:00:00+00:00
+    "A time of `time.time()` as a date, in UTC."
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec='seconds')
+
 @patch
 def record(self: Stage) -> dict:
     "What `stage.json` holds when the work has ended well."
@@ -164,9 +169,9 @@ def record(self: Stage) -> dict:
     seconds = time.time() - self.began + extra.pop('seconds_before', 0)   # of killed attempts
     gpu_memory = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
     return dict(stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=_outputs(self.dir),
-                seconds=round(seconds, 1), peak_memory_mb=peak_memory(), peak_gpu_memory_mb=gpu_memory,
-                versions=versions(), commit=commit(), device=str(self.device), machine=machine,
-                threads=torch.get_num_threads(), **extra)
+                seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(time.time()),
+                peak_memory_mb=peak_memory(), peak_gpu_memory_mb=gpu_memory, versions=versions(),
+                commit=commit(), device=str(self.device), machine=machine, threads=torch.get_num_threads(), **extra)
 
 # %% ../../nbs/runs/02_stage.ipynb #47f4ac8f
 @patch

@@ -25,7 +25,7 @@ from ..core import (
     InputError, autocast, check_name, progress, save_json, save_torch, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
-from ..plots import color_legend, image_grid, save_figure, thumbnail
+from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
 from .losses import poly_schedule
 from .memory import check_memory
@@ -225,26 +225,33 @@ def _example(model: nn.Module, samples: Samples, i: int, space: LabelSpace) -> d
     return pictures
 
 # %% ../../nbs/training/02_loop.ipynb #c94e9a9b
-def _show_predictions(model: nn.Module, domains: list[Samples], space: LabelSpace) -> Figure:
+def _prediction_rows(model: nn.Module, domains: list[Samples], space: LabelSpace
+                     ) -> tuple[dict[str, list], list[str]]:   # as `image_grid` takes them; names of the images
     "Four images of the domains, their labels and weights, and the labels of the network, in eval mode."
     model.eval()
-    examples = []
+    examples, names, rows = [], [], {}
     for samples in domains:
         for i in spaced_indices(len(samples), 4 // len(domains)):
             examples.append(_example(model, samples, i, space))
-    rows = {}
+            names.append(samples.images.keys[i])
     for name in ('image', 'label', 'weight', 'prediction'):
         pictures = [example.get(name) for example in examples]
         if any(picture is not None for picture in pictures):
             rows[name] = pictures
+    return rows, names
+
+def _show_predictions(rows: dict[str, list], space: LabelSpace) -> Figure:
+    "The images and their maps above the colours of the classes."
     fig = image_grid(rows, width=2.2)
     color_legend(fig, dict(zip(space.classes, space.colors)))
     return fig
 
 # %% ../../nbs/training/02_loop.ipynb #390e1b7f
 def draw_training(stage: Stage, model: nn.Module, domains: list[Samples], history: list[dict]) -> list[Path]:
-    "Write `predictions.png` and `history.png` into a stage's folder."
-    predictions = save_figure(_show_predictions(model, domains, stage.label_space), stage.dir/'predictions.png')
+    "Write `predictions.png`, its pictures one by one, and `history.png` into a stage's folder."
+    rows, names = _prediction_rows(model, domains, stage.label_space)
+    save_pictures(rows, names, stage.dir)
+    predictions = save_figure(_show_predictions(rows, stage.label_space), stage.dir/'predictions.png')
     curves = save_figure(_show_history(history, stage.name), stage.dir/'history.png')
     return [predictions, curves]
 
