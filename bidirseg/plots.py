@@ -139,6 +139,7 @@ def thumbnail(path: Path) -> Image.Image:
 def map_colors(values: np.ndarray,   # (h, w), uint8 or in [0, 1]
                ) -> np.ndarray:      # (h, w, 3) uint8
     "A map of numbers in colours, from dark blue to yellow."
+    import matplotlib.pyplot as plt
     top = 255 if np.issubdtype(values.dtype, np.integer) else 1
     return (255 * plt.get_cmap('cividis')(values / top)[..., :3]).round().astype(np.uint8)
 

@@ -233,6 +233,7 @@ def feature_map(prototypes: ClassPrototypes,
 def show_prototypes(found: dict,         # from `feature_map`
                     space: LabelSpace):
     "Features of both domains and prototypes on the two main axes of the source's features."
+    import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, 4.2), dpi=60)
     ax.scatter(*np.array(found['target']).T, s=8, color='.5', marker='+', alpha=.5, label='target')
     for name, places in found['source'].items():

@@ -9,11 +9,12 @@ FAULTS = """() => {
     if (image.complete && !image.naturalWidth) faults.push('broken image: ' + image.src.slice(0, 80));
   const root = document.documentElement;
   if (root.scrollWidth > root.clientWidth) faults.push(`the page scrolls sideways: ${root.scrollWidth} pixels`);
-  const outside = [...document.body.querySelectorAll('*:not(svg *, math, math *)')].filter(element => {
-    const style = getComputedStyle(element);
-    return element.clientWidth > 1 && element.scrollWidth > element.clientWidth + 1
-      && !['auto', 'scroll'].includes(style.overflowX) && style.textOverflow != 'ellipsis';
-  });
+  const outside = [...document.body.querySelectorAll('*:not(svg *, math, math *, code *)')]
+    .filter(element => element.scrollWidth > element.clientWidth + 1 && element.clientWidth > 1)
+    .filter(element => {
+      const style = getComputedStyle(element);
+      return !['auto', 'scroll'].includes(style.overflowX) && style.textOverflow != 'ellipsis';
+    });
   for (const element of outside)
     if (!outside.some(other => other != element && element.contains(other)))
       faults.push(`text outside its box: ${name(element)} holds ${element.scrollWidth} pixels in `
@@ -29,20 +30,25 @@ class Browser:
     "One page of a headless browser without a network, opened at one address after another."
     def __init__(self, page, axe: str):   # of Playwright; the source of axe-core
         self.page, self.axe, self.errors = page, axe, []
-        page.on('console', lambda said: said.type == 'error' and self.errors.append(f'console: {said.text}'))
+        page.on('console', lambda said: said.type == 'error' and self.errors.append(f'{said.text} {said.location}'))
         page.on('pageerror', lambda error: self.errors.append(f'script: {error}'))
         page.on('requestfailed', lambda request: self.errors.append(f'not loaded: {request.url}'))
+
+    def resize(self, width: int):   # pixels
+        "Another window around the same page."
+        self.page.set_viewport_size(dict(width=width, height=900))
 
     def open(self, path: Path, width: int = 1440, scheme: str = 'light'):
         "Show a file at a width in pixels, in the light or the dark scheme."
         self.errors.clear()
-        self.page.set_viewport_size(dict(width=width, height=900))
+        self.resize(width)
         self.page.emulate_media(color_scheme=scheme)
         self.page.goto(Path(path).resolve().as_uri())
 
     def faults(self) -> list[str]:   # one line each
         "What a reader sees go wrong: errors, broken images, a page that scrolls sideways, text outside its box."
-        return [*self.errors, *self.page.evaluate(FAULTS)]
+        found = [f'{frame.url}: {fault}' for frame in self.page.frames for fault in frame.evaluate(FAULTS)]
+        return [*self.errors, *found]
 
     def violations(self, *rules: str) -> list[str]:   # one line each
         "What axe-core finds serious or critical by the named rules, or by all."

@@ -1,23 +1,37 @@
 """Builds the site from the notebooks into _docs.
 
-nbdev's filters make the pages, smalldocs the HTML from _quarto.yml. Quarto, where it is installed,
-reads the same file (`nbdev_docs`)."""
+nbdev's filters make the pages, smalldocs the HTML from _quarto.yml; tools/reference.py writes the pages that come from
+the code itself. In between, tests and imports fold, and outputs read as a terminal shows them."""
+import ast
+import html
 import json
 import re
 import shutil
 import sys
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 
 from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.serve import proc_nbs
+from smalldocs import highlight
 from smalldocs.site import build
+
+import reference
+
+highlight.css_class = lru_cache(None)(highlight.css_class)   # asked of every token again
 
 PREFIX = re.compile(r'(?<!\w)\d\d_(\w+)(?=\.ipynb|\.html)')   # 03_prototypes.ipynb is the page prototypes.html
 DEFINED = re.compile(r'^(?:async )?(?:def|class) (\w+)', re.M)
+PROGRESS = re.compile(r'^.*\d+%\|.*\n?', re.M)
+TABLE = re.compile(r'^(\|.*\|\n\| ?---.*\|\n(?:\|.*\|(?:\n|\Z))*)', re.M)
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
-KATEX = re.compile(r'\s*(?:<script[^>]*katex[^>]*></script>|<link[^>]*katex[^>]*>)', re.I)
+FROM_ELSEWHERE = re.compile(r'\s*(?:<script[^>]*katex[^>]*></script>|<link[^>]*katex[^>]*>)', re.I)
+FONTS = re.compile(r'@import url\(http[^)]*\);?')
+MENDED = {   # of what smalldocs writes: what a screen reader cannot make sense of
+    'role="navigation" aria-expanded': 'role="button" tabindex="0" aria-expanded',
+    ' role="img"></i>': ' aria-hidden="true"></i>'}
 
 
 def rename(text: str) -> str:
@@ -25,33 +39,99 @@ def rename(text: str) -> str:
     return PREFIX.sub(r'\1', text)
 
 
-def prepare_cell(cell: dict, base: str, seen: set):
-    "Links between notebooks go to pages; a definition gets an anchor of its name."
-    source = ''.join(cell['source'])
-    if cell['cell_type'] == 'raw':   # Quarto's, the names already are
-        source = re.sub(r'^output-file:.*\n', '', source, flags=re.M)
-    if cell['cell_type'] == 'markdown':
-        source = rename(source).replace(base + '/', '')
-    found = DEFINED.search(source) if cell['cell_type'] == 'code' else None
-    if found and found[1] not in seen:
-        seen.add(found[1])
-        source = f'#| label: {found[1]}\n{source}'
-    cell['source'] = source
+def is_test(node: ast.AST) -> bool:
+    "Whether a statement holds an assertion or a call of fastcore's test_eq and its like."
+    called = [inner.func for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+    names = [one.id for one in called if isinstance(one, ast.Name)]
+    return any(isinstance(inner, ast.Assert) for inner in ast.walk(node)) or any(map(re.compile('test_').match, names))
+
+
+def fold_summary(source: str) -> str:   # empty: the cell stays open
+    "What a cell is that most readers skip: tests without a definition, or imports alone."
+    body = ast.parse(re.sub(r'^[%!].*', '', source, flags=re.M)).body
+    kinds = {type(node) for node in body}
+    if body and kinds <= {ast.Import, ast.ImportFrom}:
+        return 'Imports'
+    defines = kinds & {ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef}
+    return 'Tests' if body and not defines and is_test(body[-1]) else ''
+
+
+def options(cell: dict, source: str, seen: set, fold: bool) -> dict:
+    "What the site is told of a code cell: its anchor, and whether it folds."
+    found, name = {}, DEFINED.search(source)
+    if name and name[1] not in seen:
+        seen.add(name[1])
+        found['label'] = name[1]
+    summary = 'Source' if fold else '' if cell['outputs'] else fold_summary(source)
+    if summary:
+        found |= {'code-fold': 'true', 'code-summary': summary}
+    return found
+
+
+def printed(text: str) -> list[dict]:   # outputs of a notebook
+    "Text as a terminal shows it, without progress bars; tables in it are tables."
+    text = '\n'.join(line.rsplit('\r', 1)[-1] for line in text.split('\n'))
+    parts = TABLE.split(PROGRESS.sub('', text))
+    outputs = []
+    for i, part in enumerate(parts):
+        if i % 2:
+            outputs.append(dict(output_type='display_data', metadata={}, data={'text/markdown': part}))
+        elif part.strip():
+            outputs.append(dict(output_type='stream', name='stdout', text=part.strip('\n') + '\n'))
+    return outputs
+
+
+def tidy(outputs: list[dict]) -> list[dict]:
+    "What was printed in pieces is one text."
+    tidied, text = [], ''
+    for output in [*outputs, {}]:
+        if output.get('name') == 'stdout':
+            text += ''.join(output['text'])
+            continue
+        tidied += printed(text)
+        text = ''
+        if output:
+            tidied.append(output)
+    return tidied
+
+
+def prepare_cells(cells: list[dict], base: str, fold: bool):
+    "Links between notebooks go to pages; code cells say what the site needs to know."
+    seen = set()
+    for cell in cells:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            source = rename(source).replace(base + '/', '')
+        elif cell['cell_type'] == 'code':
+            cell['outputs'] = tidy(cell['outputs'])
+            lines = [f'#| {name}: {value}\n' for name, value in options(cell, source, seen, fold).items()]
+            source = ''.join(lines) + source
+        cell['source'] = source
 
 
 def introduction(path: Path) -> list[dict]:
     "What follows title and description in a notebook's first cell: nbdev keeps these two alone."
     first = ''.join(json.loads(path.read_text(encoding='utf-8'))['cells'][0]['source'])
     text = re.sub(r'\A#[^\n]*\s*(?:>[^\n]*\n?)*', '', first).strip()
-    return [dict(cell_type='markdown', metadata={}, source=text)] if text else []
+    return [reference.text_cell(text)] if text else []
 
 
-def prepare_page(path: Path, original: Path, out: Path, base: str):
+def front_matter(source: str, original: Path, config) -> str:
+    "A page's title and description, and where its notebook is."
+    inside = original.relative_to(config.config_path)
+    link = dict(text='View the notebook', href=f'{config.git_url}/blob/{config.branch}/{inside.as_posix()}')
+    lines = re.sub(r'^output-file:.*\n', '', source, flags=re.M).strip().removesuffix('---')
+    return f'{lines}code-links: [{json.dumps(link)}]\n---\n'
+
+
+def prepare_page(path: Path, original: Path, out: Path, config):
     "One filtered notebook, ready for the site."
-    notebook, seen = json.loads(path.read_text(encoding='utf-8')), set()
-    notebook['cells'][1:1] = introduction(original)   # after the front matter
-    for cell in notebook['cells']:
-        prepare_cell(cell, base, seen)
+    notebook = json.loads(path.read_text(encoding='utf-8'))
+    cells = notebook['cells']
+    of_commands = out.stem == 'command_line'
+    cells[0]['source'] = front_matter(''.join(cells[0]['source']), original, config)
+    cells[1:1] = introduction(original) + (reference.commands() if of_commands else [])
+    prepare_cells(cells, config.doc_host + config.doc_baseurl, fold=of_commands)
     out.write_text(json.dumps(notebook), encoding='utf-8')
 
 
@@ -64,20 +144,32 @@ def prepare(proc: Path, site: Path, config):
         out = site/rename(inside.as_posix())
         out.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == '.ipynb':
-            prepare_page(path, config.nbs_path/inside, out, config.doc_host + config.doc_baseurl)
+            prepare_page(path, config.nbs_path/inside, out, config)
         else:
             shutil.copy(path, out)
-    if (config.nbs_path/'images').is_dir():
-        shutil.copytree(config.nbs_path/'images', site/'images', dirs_exist_ok=True)
+    shutil.copytree(config.nbs_path/'images', site/'images', dirs_exist_ok=True)
     quarto = (config.config_path/'_quarto.yml').read_text(encoding='utf-8')
     (site/'_quarto.yml').write_text(rename(quarto), encoding='utf-8')
+    reference.write_pages(site, config)
 
 
 def to_mathml(found: re.Match) -> str:
     "Formulas as MathML, which a browser shows without a network."
-    tex = found[2].replace('&lt;', '<').replace('&gt;', '>').replace('&#x27;', "'").replace('&quot;', '"')
-    tex = tex.replace('&#39;', "'").replace('&amp;', '&')
-    return convert(tex.strip(), display='block' if found[1] == 'display' else 'inline')
+    tex = html.unescape(found[2]).strip().replace(r'\arg', r'\operatorname{arg}')   # which latex2mathml does not know
+    return convert(tex, display='block' if found[1] == 'display' else 'inline')
+
+
+def finish(docs: Path):
+    "Formulas, fonts and search work without a network, and for a page opened as a file."
+    for page in docs.rglob('*.html'):
+        text = FROM_ELSEWHERE.sub('', MATHS.sub(to_mathml, page.read_text(encoding='utf-8')))
+        for bad, good in MENDED.items():
+            text = text.replace(bad, good)
+        page.write_text(text, encoding='utf-8')
+    for theme in (docs/'site_libs'/'themes').glob('*.css'):
+        theme.write_text(FONTS.sub('', theme.read_text(encoding='utf-8')), encoding='utf-8')
+    index = (docs/'search.json').read_text(encoding='utf-8')
+    (docs/'search.js').write_text(f'window.searchIndex = {index}', encoding='utf-8')
 
 
 def main(out: str = '') -> int:
@@ -88,9 +180,7 @@ def main(out: str = '') -> int:
         site = Path(folder)/'site'
         prepare(config.config_path/'_proc', site, config)
         built = build(site, quiet=True)
-        for page in (site/'_docs').rglob('*.html'):
-            text = MATHS.sub(to_mathml, page.read_text(encoding='utf-8'))
-            page.write_text(KATEX.sub('', text), encoding='utf-8')
+        finish(site/'_docs')
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(site/'_docs', target)
     for warning in built.warnings:
