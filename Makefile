@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs readme notebooks inputs lab
+.PHONY: help setup demo test docs readme notebooks inputs versions lab
 
 help:    ## list these targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -36,6 +36,9 @@ inputs: setup    ## describe a folder of every kind and print what becomes of ea
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to notebook --execute --inplace nbs/tutorials/01_inputs.ipynb
 	@$(BIN)/nbdev_clean --fname nbs/tutorials/01_inputs.ipynb
 	@$(BIN)/jupyter nbconvert --log-level=ERROR --to markdown --stdout nbs/tutorials/01_inputs.ipynb | grep '^| '
+
+versions: setup    ## test the lowest and the highest versions of the dependencies on each Python (uv, disk, hours)
+	@$(BIN)/python tools/versions.py
 
 lab: setup    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)   # containers often have no other user

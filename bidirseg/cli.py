@@ -19,7 +19,7 @@ from typing import Iterator
 
 import bidirseg
 from .core import InputError, StageError
-from .data import MAX_PIXELS, READERS
+from .data import MAX_PIXELS
 from .runs import RunConfig, load_preset, load_run, parse_value, preset_names, stage_names
 
 # %% ../nbs/10_command_line.ipynb #a1fdc063
@@ -248,11 +248,15 @@ def _draw(args: Namespace):
     print(f'written: {description}; then: bidirseg run own --source {description} --target TARGET.toml')
 
 # %% ../nbs/10_command_line.ipynb #aa7523a8
+_DATA_SETS = (
+    'acdc', 'bdd100k', 'camvid', 'cityscapes', 'cityscapes_pix2pix', 'dark_zurich', 'folder',
+    'gta5', 'idd', 'idd_lite', 'mapillary', 'scenes', 'streets', 'synthia')
+
 def _add_evaluate(commands):
     parser = commands.add_parser('evaluate', help='score a model of a run on labelled images')
     parser.add_argument('run_dir', help='a run directory, or a checkpoint: a model.pt or a published one')
     parser.add_argument('--stage', help="the judge's choice or the last model if not given")
-    parser.add_argument('--dataset', help=f"one of {', '.join(sorted(READERS))}, or a description, FILE.toml; "
+    parser.add_argument('--dataset', help=f"one of {', '.join(_DATA_SETS)}, or a description, FILE.toml; "
                                           "the run's own evaluation images if not given")
     parser.add_argument('--size', type=int_at_least(16), nargs=2, metavar=('HEIGHT', 'WIDTH'),
                         help='what the network sees')
@@ -272,7 +276,7 @@ def _data_set(args: Namespace) -> dict | None:
     if not args.dataset:
         if given or args.option:
             raise InputError("options of a data set without its name", "--dataset",
-                             f"add --dataset, one of {', '.join(sorted(READERS))}")
+                             f"add --dataset, one of {', '.join(_DATA_SETS)}")
         return None
     spec = read_description(args.dataset) if args.dataset.endswith('.toml') else dict(dataset=args.dataset)
     return spec | given | _key_values(args.option, '--option slice=0:10')

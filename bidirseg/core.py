@@ -9,7 +9,6 @@ __all__ = ['WEIGHT_FILES', 'InputError', 'StageError', 'check_name', 'spaced_ind
            'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Iterable, Iterator
 import codecs
@@ -375,9 +374,10 @@ def peak_memory() -> int:
 # %% ../nbs/11_core.ipynb #ef645458
 def versions() -> dict[str, str]:
     "What a result depends on."
+    from importlib.metadata import version
     import bidirseg
     packages = dict(torch='torch', torchvision='torchvision', sklearn='scikit-learn', numpy='numpy')
-    found = {name: metadata.version(package) for name, package in packages.items()}
+    found = {name: version(package) for name, package in packages.items()}
     return dict(bidirseg=bidirseg.__version__, python=platform.python_version(), **found)
 
 # %% ../nbs/11_core.ipynb #e0fc4a5f

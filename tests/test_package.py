@@ -1,18 +1,15 @@
 "The sdist, the wheel made from it, and the wheel in an environment that holds nothing else of the repository."
-import json
 import re
 import shutil
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from configparser import ConfigParser
 from pathlib import Path
 
 import pytest
-
-from bidirseg.core import load_json, save_json
-from bidirseg.pipeline.stages import run_stage, stage_spec
-from bidirseg.runs import copy_notebooks, is_finished, small_run
+import yaml
 
 NOT_COPIED = '.venv', '.git', 'runs', '_docs', '_proc', '_site', 'build', '*.egg-info'
 
@@ -88,6 +85,52 @@ def test_command_from_the_wheel(installed, call, tmp_path):
         assert path.is_relative_to(installed.parent) and path.is_file(), path
 
 
+CHANGED_NOTEBOOK = """
+import json
+from bidirseg.core import load_json, save_json
+from bidirseg.pipeline.stages import run_stage, stage_spec
+from bidirseg.runs import copy_notebooks, is_finished, small_run
+run_dir, settings = small_run('run', notebooks='mine'), stage_spec('data').settings
+path = next(copy for copy in copy_notebooks('mine') if copy.name == '00_check.ipynb')
+
+def change(remark):
+    notebook = load_json(path)
+    cell = next(cell for cell in notebook['cells'] if 'stage' in cell['metadata'].get('tags', []))
+    cell['source'] = [f'print({remark!r})', chr(10), *cell['source']]
+    save_json(path, notebook)
+
+change('mine')
+run_stage(run_dir, 'data')
+assert is_finished(run_dir, 'data', settings)
+assert len(load_json('run/01_data/stage.json')['inputs']['changed notebook']) == 16
+change('another')
+assert not is_finished(run_dir, 'data', settings)
+print("print('mine')" in json.dumps(load_json('run/01_data/notebook.ipynb')))
+"""
+
+
+def test_the_wheel_executes_changed_notebooks(installed, call, tmp_path):
+    "The record says so, the notebook beside it is the changed one, and another change is noticed."
+    assert call(installed/'python', '-c', CHANGED_NOTEBOOK, cwd=tmp_path).endswith('True\n')
+
+
+def test_project_files_agree(root):
+    "One version in all of them, hooks that are the tools of `make test`, and links that lead somewhere."
+    config = ConfigParser(delimiters=['='])
+    config.read(root/'settings.ini', encoding='utf-8')
+    settings = config['DEFAULT']
+    cited = yaml.safe_load((root/'CITATION.cff').read_text(encoding='utf-8'))
+    assert (cited['version'], cited['repository-code']) == (settings['version'], settings['git_url'])
+    assert [author['name'] for author in cited['authors']] == [settings['author']]
+    newest = re.search(r'^## \[(.+?)\]', (root/'CHANGELOG.md').read_text(encoding='utf-8'), re.M)[1]
+    assert newest == settings['version']
+    hooks = yaml.safe_load((root/'.pre-commit-config.yaml').read_text(encoding='utf-8'))['repos'][0]['hooks']
+    assert [hook['entry'].split()[0] for hook in hooks] == ['nbdev_export', 'nbdev_clean', 'ruff']
+    for name in ('CONTRIBUTING.md', 'SECURITY.md', 'CHANGELOG.md'):
+        for path in re.findall(r'\]\((?!http)(.+?)\)', (root/name).read_text(encoding='utf-8')):
+            assert (root/path).exists(), f'{name}: {path}'
+
+
 HEAVY = {'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'papermill', 'IPython', 'jinja2'}
 HELP = """
 from contextlib import suppress
@@ -104,25 +147,3 @@ def test_neither_the_import_nor_help_waits_for_torch(call, code):
     printed = call(sys.executable, '-c', f'{code}\nimport sys\nprint(*sys.modules)')
     loaded = set(printed.splitlines()[-1].split())
     assert 'bidirseg' in loaded and not HEAVY & loaded, HEAVY & loaded
-
-
-def test_a_run_executes_changed_notebooks(tmp_path):
-    "The record says so, the notebook beside it is the changed one, and another change is noticed."
-    notebooks, run_dir = tmp_path/'mine', tmp_path/'run'
-    path = next(copy for copy in copy_notebooks(notebooks) if copy.name == '00_check.ipynb')
-    small_run(run_dir, notebooks=str(notebooks))
-    settings, folder = stage_spec('data').settings, run_dir/'01_data'
-
-    def change(remark: str):
-        notebook = load_json(path)
-        cell = next(cell for cell in notebook['cells'] if 'stage' in cell['metadata'].get('tags', []))
-        cell['source'] = [f'print({remark!r})\n', *cell['source']]
-        save_json(path, notebook)
-
-    change('mine')
-    run_stage(run_dir, 'data')
-    assert is_finished(run_dir, 'data', settings)
-    assert len(load_json(folder/'stage.json')['inputs']['changed notebook']) == 16
-    assert "print('mine')" in json.dumps(load_json(folder/'notebook.ipynb'))
-    change('another')
-    assert not is_finished(run_dir, 'data', settings)

@@ -60,19 +60,23 @@ else
     pip=(.venv/bin/python -m pip install --progress-bar off --retries 2)
 fi
 
-# --- torch: the CPU build is a tenth of the other one, so it is looked for where no GPU is
+# --- torch and torchvision: the CPU builds are a tenth of the others, so they are looked for where no GPU is. Both have
+# to come from one place: a torchvision built for CUDA does not import beside a CPU torch
 wanted=$(sed -n 's/^torch==//p' constraints.txt)
-has_torch() { .venv/bin/python -c "from importlib.metadata import version as v; assert v('torch').split('+')[0] == '$wanted'" 2>/dev/null; }
+pair() { .venv/bin/python -c "from importlib.metadata import version as v; print('torch', v('torch'), 'and torchvision', v('torchvision'))"; }
+belong_together() { .venv/bin/python -c 'import torch, torchvision' 2>/dev/null; }
+has_torch() { [[ $(pair 2>/dev/null) == "torch $wanted"[+\ ]* ]] && belong_together; }
 has_gpu() { command -v nvidia-smi >/dev/null || [ -e /dev/nvidia0 ]; }
 local_cpu() { "${pip[@]}" "${options[@]}" --dry-run --no-index --no-deps torch 2>&1 | grep '+cpu' >/dev/null; }
 answers() { .venv/bin/python -c "from urllib.request import urlopen; urlopen('$torch_index/torch/', timeout=5)" 2>/dev/null; }
 if [ "$(uname -s)" = Linux ] && ! has_gpu && ! has_torch; then
-    if local_cpu; then
-        say "no NVIDIA GPU here: taking the CPU build of torch that lies on this machine"
-    elif answers; then
-        say "no NVIDIA GPU here: taking the CPU build of torch from $torch_index"
+    if answers; then
+        say "no NVIDIA GPU here: taking the CPU builds of torch and torchvision from $torch_index"
         options+=(--extra-index-url "$torch_index")
         [ -n "$uv" ] && options+=(--index-strategy unsafe-best-match)
+        .venv/bin/python -m pip uninstall -q -y torch torchvision >/dev/null 2>&1   # builds that are no pair stay otherwise
+    elif local_cpu; then
+        say "no NVIDIA GPU here: taking the CPU build of torch that lies on this machine"
     else
         say "no CPU build of torch found ($torch_index does not answer): the ordinary one is a download of several GB"
     fi
@@ -94,4 +98,9 @@ say "installing bidirseg and its development tools (a few minutes the first time
 install setuptools
 install --no-build-isolation -e '.[dev]'
 .venv/bin/python -c 'import bidirseg' || stop "bidirseg does not import" "a whole installation" "rm -r .venv and repeat"
-say "installed torch $(.venv/bin/python -c 'import torch; print(torch.__version__)'), bidirseg $(.venv/bin/python -c 'import bidirseg; print(bidirseg.__version__)')"
+say "installed $(pair), bidirseg $(.venv/bin/python -c 'import bidirseg; print(bidirseg.__version__)')"
+if ! belong_together; then
+    say "torchvision is of another build than torch; bidirseg declares the operators that it lacks, so all works here."
+    say "for a pair from one place: 'touch setup.py; make setup' when $torch_index answers"
+fi
+exit 0
