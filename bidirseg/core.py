@@ -10,7 +10,7 @@ __all__ = ['WEIGHT_FILES', 'InputError', 'StageError', 'check_name', 'spaced_ind
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator
+from typing import TYPE_CHECKING, Iterable, Iterator, Sized
 import codecs
 import contextlib
 import difflib
@@ -26,7 +26,6 @@ import sys
 import time
 import tomllib
 
-from fastcore.basics import patch
 from tqdm import tqdm
 import numpy as np
 
@@ -293,30 +292,31 @@ class _Progress:
     "How far some work is, said in lines on standard output."
     def __init__(self, items: Iterable, what: str, total: int | None, start: int, as_json: bool = False):
         self.items, self.what, self.start, self.n, self.as_json = items, what, start, start, as_json
-        self.total = len(items) if total is None and hasattr(items, '__len__') else total
+        self.total = len(items) if total is None and isinstance(items, Sized) else total
         self.note, self.began = '', time.monotonic()
-        self._remember(self.began)
+        self.said, self.said_n = self.began, self.n   # when, and at how many, the last line was said
 
     def set_postfix_str(self, note: str, refresh: bool = False):
         "What a line ends with, such as a loss."
         self.note = note
 
-    def _remember(self, now: float):   # when, and at how many, a line was said
-        self.said, self.said_n = now, self.n
-
-    def _is_due(self) -> bool:
-        silent, share = time.monotonic() - self.said, (self.total or 0) / 10
-        return silent >= 10 or silent >= 2 and share > 0 and self.n // share > self.said_n // share
+    def __iter__(self) -> Iterator:
+        for item in self.items:
+            yield item
+            self.n += 1
+            if _is_due(self):
+                _say(self)
+        if self.n > self.said_n:
+            _say(self)
 
 # %% ../nbs/11_core.ipynb #68f1312a
-@patch
-def _state(self: _Progress) -> dict:   # rate in things a second
+def _state(work: _Progress) -> dict:   # rate in things a second
     "How far the work is."
-    seconds = time.monotonic() - self.began
-    rate = (self.n - self.start) / seconds if seconds else 0.
-    left = (self.total - self.n) / rate if rate and self.total else None
-    return dict(what=self.what, done=self.n, total=self.total, rate=round(rate, 3),
-                seconds_left=None if left is None else round(left, 1), note=self.note)
+    seconds = time.monotonic() - work.began
+    rate = (work.n - work.start) / seconds if seconds else 0.
+    left = (work.total - work.n) / rate if rate and work.total else None
+    return dict(what=work.what, done=work.n, total=work.total, rate=round(rate, 3),
+                seconds_left=None if left is None else round(left, 1), note=work.note)
 
 def _progress_text(state: dict) -> str:
     "A state of the work in a line."
@@ -326,22 +326,16 @@ def _progress_text(state: dict) -> str:
     return f"{state['what']}: {state['done']}{of}, {state['rate']:.2f} a second{left}{note}"
 
 # %% ../nbs/11_core.ipynb #d8c4807f
-@patch
-def _say(self: _Progress):
-    "Print a line."
-    state = self._state()
-    print(json.dumps(dict(event='progress', **state)) if self.as_json else _progress_text(state), flush=True)
-    self._remember(time.monotonic())
+def _is_due(work: _Progress) -> bool:
+    "Whether it has been silent for long enough."
+    silent, share = time.monotonic() - work.said, (work.total or 0) / 10
+    return silent >= 10 or silent >= 2 and share > 0 and work.n // share > work.said_n // share
 
-@patch
-def __iter__(self: _Progress) -> Iterator:
-    for item in self.items:
-        yield item
-        self.n += 1
-        if self._is_due():
-            self._say()
-    if self.n > self.said_n:
-        self._say()
+def _say(work: _Progress):
+    "Print a line."
+    state = _state(work)
+    print(json.dumps(dict(event='progress', **state)) if work.as_json else _progress_text(state), flush=True)
+    work.said, work.said_n = time.monotonic(), work.n
 
 # %% ../nbs/11_core.ipynb #66710b7e
 def progress_style() -> str:   # bar, lines or json

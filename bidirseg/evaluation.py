@@ -197,7 +197,7 @@ def _image_mious(matrices: list) -> list[float | None]:   # None: an image witho
     mious = []
     for matrix in map(np.array, matrices):
         there = np.flatnonzero(matrix.sum(1))
-        mious.append(round(mean_iou(matrix, there), 6) if len(there) else None)
+        mious.append(round(mean_iou(matrix, there.tolist()), 6) if len(there) else None)
     return mious
 
 def _score_stages(stage: Stage, names: list[str]) -> tuple[dict, dict]:   # stage -> scores; stage -> mIoU of images
@@ -218,7 +218,7 @@ def fallen_images(by_image: dict[str, list],   # stage -> mIoU of each image, No
     for i, (before, after) in enumerate(zip(by_image[first], by_image[last])):
         if before is not None and after is not None and after < before:
             falls[i] = after - before
-    return sorted(falls, key=falls.get)[:most]
+    return sorted(falls, key=falls.__getitem__)[:most]
 
 # %% ../nbs/08_evaluation.ipynb #e632c162
 def _draw(stage: Stage, results: dict, by_image: dict, first: str, last: str):

@@ -162,7 +162,7 @@ def _save_picture(picture, folder: Path, name: str, most: int) -> str:   # the f
         image.save(tmp, optimize=True, quality=90)
     return file
 
-def save_pictures(rows: dict[str, Sequence],   # as `image_grid` takes them
+def save_pictures(rows: Mapping[str, Sequence],   # as `image_grid` takes them
                   names: Sequence[str],        # of the columns: what the pictures are of
                   folder: Path,                # gets pictures/ and pictures.json
                   most: int = 800,             # pixels of the longer side

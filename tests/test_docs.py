@@ -200,6 +200,11 @@ def test_every_command_says_how_it_is_called(pages):
         assert examples and all(example in text for example in examples)
 
 
+def test_lines_of_the_shell_name_files_as_they_are(pages):
+    assert 'nbs/04_pseudo_labels.ipynb' in re.sub('<[^>]*>', '', pages['tutorials/batches.html'].text)
+    assert 'nbs/pseudo_labels.ipynb' not in re.sub('<[^>]*>', '', pages['tutorials/batches.html'].text)
+
+
 def test_settings_and_presets(pages):
     settings, presets = pages['reference/settings.html'], pages['reference/presets.html']
     classes = {RunConfig, *(stage_spec(name).settings for name in stage_names(RunConfig(oracle=True)))}

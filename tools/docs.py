@@ -28,6 +28,7 @@ PROGRESS = re.compile(r'^.*\d+%\|.*\n?', re.M)
 TABLE = re.compile(r'^(\|.*\|\n\| ?---.*\|\n(?:\|.*\|(?:\n|\Z))*)', re.M)
 MATHS = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 FROM_ELSEWHERE = re.compile(r'\s*(?:<script[^>]*katex[^>]*></script>|<link[^>]*katex[^>]*>)', re.I)
+LINK = re.compile(r'\]\([^)]+\)|href="[^"]+"')   # files keep their names elsewhere, as in a line of the shell
 FONTS = re.compile(r'@import url\(http[^)]*\);?')
 MENDED = {   # of what smalldocs writes: what a screen reader cannot make sense of
     'role="navigation" aria-expanded': 'role="button" tabindex="0" aria-expanded',
@@ -101,7 +102,7 @@ def prepare_cells(cells: list[dict], base: str, fold: bool):
     for cell in cells:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown':
-            source = rename(source).replace(base + '/', '')
+            source = LINK.sub(lambda link: rename(link[0]), source).replace(base + '/', '')
         elif cell['cell_type'] == 'code':
             cell['outputs'] = tidy(cell['outputs'])
             lines = [f'#| {name}: {value}\n' for name, value in options(cell, source, seen, fold).items()]
