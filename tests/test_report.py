@@ -141,6 +141,18 @@ def test_a_run_without_scores_says_what_is_known(tmp_path, capsys):
     assert 'there are no scores' in page and 'mIoU on the target' not in page and 'pseudo-labels' in tables_of(page)
 
 
+def test_the_quality_of_pseudo_labels_is_said_where_it_is_known(tmp_path):
+    run_dir = make_run(tmp_path/'run')
+    known = stage_dir(run_dir, 'evaluation')/'pseudo_labels.json'
+    save_json(known, dict(miou=.6, kept=.5, iou={'road': .7, EVIL: .5, 'sky': None}))
+    page = report(run_dir).read_text()
+    head, *rows = tables_of(page)['pseudo-labels']
+    assert head[1:] == ['kept, %', 'IoU of the kept, %'] and rows == [['road', '25.0', '70.0'], [EVIL, '25.0', '50.0']]
+    assert 'mIoU 60.0 with the true labels' in page and '25.0 % of the pixels of the target' in page
+    save_json(known, dict(miou=None, kept=0.))
+    assert 'no pseudo label was kept' in report(run_dir).read_text()
+
+
 @pytest.mark.parametrize('broken', ['[]', '{"seconds": 1}', '{"params": 3}', 'torn'])
 def test_records_of_another_version_are_one_line(tmp_path, capsys, broken):
     run_dir = make_run(tmp_path/'run')
