@@ -5,6 +5,7 @@ in it by papermill; it is removed; a table says what was tested. `--override tor
 takes these builds whatever the ranges say, for a machine that has no room for the CUDA builds."""
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -88,6 +89,8 @@ def main() -> int:
     parser.add_argument('--notebooks', nargs='+', default=NOTEBOOKS)
     parser.add_argument('--uv', default='uv', help='where uv is')
     args = parser.parse_args()
+    if not shutil.which(args.uv):
+        parser.error('uv is not there; pip install uv, or say where it is with --uv')
     print('| python | resolution |', ' | '.join(SHOWN), '| result |')
     print('|' + '---|' * (len(SHOWN) + 3), flush=True)
     rows = []
