@@ -12,7 +12,7 @@ from test_pipeline import TINY
 
 from bidirseg.cli import main
 from bidirseg.pipeline import stages
-from bidirseg.runs import load_preset, load_run, stage_dir, stage_names, start_run
+from bidirseg.runs import load_preset, start_run
 
 BIN = Path(sys.executable).parent
 SHORT = ['rounds=0', 'oracle=false', 'warmup.brightness_match=false', 'training.steps=2', 'training.batch_size=2']
@@ -28,10 +28,9 @@ def preset(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope='module')
 def finished(preset, tmp_path_factory) -> Path:
-    "A run until its pseudo labels, made in this process."
+    "A run whose first stage is complete, made in this process."
     run_dir = start_run(tmp_path_factory.mktemp('runs')/'whole', load_preset(str(preset), SHORT))
-    for name in stage_names(load_run(run_dir))[:5]:
-        stages.stage_spec(name).run(run_dir, name)
+    stages.stage_spec('data').run(run_dir, 'data')
     return run_dir
 
 
@@ -52,11 +51,10 @@ def test_an_unknown_parameter_is_refused(finished, root, tmp_path):
 
 @pytest.fixture
 def line(finished, preset, tmp_path) -> list[str]:   # of the shell; its run is the first path in it
-    "One stage is to do; those before are complete and need no kernel."
+    "One stage is to do; the one before is complete and needs no kernel."
     run_dir = tmp_path/'run'
     shutil.copytree(finished, run_dir)
-    shutil.rmtree(stage_dir(run_dir, 'pseudo_labels'))
-    return ['run', str(preset), '--run-dir', str(run_dir), '--until', 'pseudo_labels', *CHANGES]
+    return ['run', str(preset), '--run-dir', str(run_dir), '--until', 'source_only', *CHANGES]
 
 
 def test_a_log_for_programs(line, capfd):
@@ -65,12 +63,12 @@ def test_a_log_for_programs(line, capfd):
     events = [json.loads(text) for text in printed.splitlines()]
     assert 'ERROR' not in errors and '\r' not in printed
     complete = [event['stage'] for event in events if event['event'] == 'complete']
-    assert complete == ['data', 'source_only', 'warmup', 'prototypes']
+    assert complete == ['data']
     start, *_, end, done = events[len(complete):]
     assert (start['event'], end['event'], done['event']) == ('start', 'end', 'done')
-    assert start['stage'] == end['stage'] == 'pseudo_labels' and end['seconds'] > 0
+    assert start['stage'] == end['stage'] == 'source_only' and end['seconds'] > 0
     progress = [event for event in events if event['event'] == 'progress']
-    assert progress and progress[-1]['done'] == progress[-1]['total'] == 6 and progress[-1]['rate'] > 0
+    assert progress and progress[-1]['done'] == progress[-1]['total'] == 2 and progress[-1]['rate'] > 0
     assert main([*line, '--log-json', '--set', 'seed=1']) == 2
     assert json.loads(capfd.readouterr().out)['kind'] == 'InputError'
 
@@ -84,8 +82,8 @@ def test_a_failing_stage_says_where(line, capfd, tmp_path, monkeypatch):
     monkeypatch.setattr(stages, 'stage_notebook', lambda config, name: tmp_path/'fails.ipynb')
     assert main(line) == 1
     last = capfd.readouterr().err.strip().splitlines()[-1]
-    kept = tmp_path/'run'/'05_pseudo_labels'/'notebook.ipynb'
+    kept = tmp_path/'run'/'02_source_only'/'notebook.ipynb'
     where = f'{kept}, cell In [3], line 2'
-    assert last == f'bidirseg: stage pseudo_labels failed in {where}: ZeroDivisionError: division by zero'
+    assert last == f'bidirseg: stage source_only failed in {where}: ZeroDivisionError: division by zero'
     half = nbformat.read(kept, 4).cells
     assert any(cell.get('outputs') for cell in half) and half[-1].execution_count is None

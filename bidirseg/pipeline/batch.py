@@ -135,7 +135,8 @@ def prepare_stage(namespace: dict   # the globals of a stage's notebook, its par
         _start_from(Path(run_dir), Path(from_run), stage, given)
     _check_same(Path(run_dir), stage, settings_class, given)
     if get_ipython() and not is_finished(run_dir, stage, settings_class):
-        _keep_cells(get_ipython(), stage_dir(run_dir, stage), namespace)
+        with run_lock(run_dir):   # refused while another process works there
+            _keep_cells(get_ipython(), stage_dir(run_dir, stage), namespace)
     return run_dir
 
 # %% ../../nbs/pipeline/11_batch.ipynb #9864e8cc
