@@ -48,5 +48,6 @@ def browser():
     with playwright.sync_playwright() as running:
         process = running.chromium.launch(executable_path=chromium, args=QUIET)
         page = process.new_context(offline=True, reduced_motion='reduce').new_page()
+        page.set_default_timeout(240_000)   # milliseconds: other tests run at the same time
         yield Browser(page, (Path(axe.__file__).parent/'axe.min.js').read_text(encoding='utf-8'))
         process.close()

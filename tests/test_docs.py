@@ -120,11 +120,10 @@ def test_every_picture_has_a_text(pages):
 
 
 def test_tests_and_imports_fold(pages):
-    page = pages['prototypes.html'].text
-    assert re.search(r'<summary>Imports</summary>.{,300}<span class="im">import</span>', page, re.S)
-    assert page.count('<summary>Tests</summary>') > 5
-    shown = re.sub(r'<details.*?</details>', '', pages['data/labels.html'].text, flags=re.S)
-    assert 'LabelSpace' in shown and 'test_fail' not in shown
+    page = pages['data/labels.html'].text
+    assert '<summary>Imports</summary>' in page and page.count('<summary>Tests</summary>') > 5
+    shown = re.sub(r'<details.*?</details>', '', page, flags=re.S)
+    assert 'LabelSpace' in shown   # definitions stay open
 
 
 def test_outputs_read_as_in_a_terminal(pages):
@@ -174,7 +173,8 @@ def exported(root: Path) -> list[tuple[str, str]]:
     for path in sorted((root/'bidirseg').rglob('[a-z]*.py')):
         module = '.'.join(path.relative_to(root).with_suffix('').parts)
         for name in getattr(importlib.import_module(module), '__all__', []):
-            if getattr(getattr(sys.modules[module], name), '__module__', '') == module:
+            value = getattr(sys.modules[module], name)
+            if callable(value) and getattr(value, '__module__', '') == module:
                 found.append((module, name))
     return found
 
@@ -186,8 +186,8 @@ def test_api_tables(pages, root):
         page = pages[f'api/{package}.html']
         assert name in page.ids, f'{module}.{name} is not in the reference'
     text = pages['api/mixture.html'].text
-    row = re.search(r'<tr[^>]*>\s*<td[^>]*><code>reg_covar</code></td>.*?</tr>', text, re.S)[0]
-    assert '<code>1e-06</code>' in row and len(re.sub('<[^>]*>', '', row)) > 40
+    rows = re.findall(r'<tr>\s*<td><code>reg_covar</code></td>.*?</tr>', text, re.S)
+    assert any('<code>1e-06</code>' in row and 'added to the variances' in row for row in rows)
 
 
 def test_every_command_says_how_it_is_called(pages):
@@ -216,12 +216,12 @@ def test_settings_and_presets(pages):
 
 
 def test_every_page_in_a_browser(site, browser, tmp_path):
-    "No error, no broken picture, no text outside its box, on a large screen and on a phone; twelve pages at a time."
+    "No error, no broken picture, no text outside its box, on a large screen and on a phone; six pages at a time."
     paths, together = sorted(site.rglob('*.html')), tmp_path/'together.html'
     style = '<!doctype html><title>pages</title><style>body { margin: 0 } iframe { width: 100%; border: 0 }</style>'
     faults = []
-    for i in range(0, len(paths), 12):
-        frames = [f'<iframe src="{path.as_uri()}"></iframe>' for path in paths[i:i + 12]]
+    for i in range(0, len(paths), 6):
+        frames = [f'<iframe src="{path.as_uri()}"></iframe>' for path in paths[i:i + 6]]
         together.write_text(style + ''.join(frames), encoding='utf-8')
         browser.open(together, 1440)
         assert len(browser.page.frames) == 1 + len(frames)

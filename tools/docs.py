@@ -57,16 +57,17 @@ def fold_summary(source: str) -> str:   # empty: the cell stays open
     return 'Tests' if body and not defines and is_test(body[-1]) else ''
 
 
-def options(cell: dict, source: str, seen: set, fold: bool) -> dict:
-    "What the site is told of a code cell: its anchor, and whether it folds."
-    found, name = {}, DEFINED.search(source)
-    if name and name[1] not in seen:
-        seen.add(name[1])
-        found['label'] = name[1]
+def fold_options(cell: dict, source: str, fold: bool) -> str:   # lines before the source
+    "What tells the site to fold a cell; one that shows something stays open, or its output had no cause."
     summary = 'Source' if fold else '' if cell['outputs'] else fold_summary(source)
-    if summary:
-        found |= {'code-fold': 'true', 'code-summary': summary}
-    return found
+    return f'#| code-fold: true\n#| code-summary: {summary}\n' if summary else ''
+
+
+def anchors(source: str, seen: set) -> list[dict]:   # a cell of text, or none
+    "A place to link to for every definition of a cell, where its name comes first."
+    names = [name for name in dict.fromkeys(DEFINED.findall(source)) if name not in seen]
+    seen.update(names)
+    return [reference.text_cell(''.join(f'<div id="{name}"></div>' for name in names))] if names else []
 
 
 def printed(text: str) -> list[dict]:   # outputs of a notebook
@@ -96,18 +97,19 @@ def tidy(outputs: list[dict]) -> list[dict]:
     return tidied
 
 
-def prepare_cells(cells: list[dict], base: str, fold: bool):
-    "Links between notebooks go to pages; code cells say what the site needs to know."
-    seen = set()
+def prepare_cells(cells: list[dict], base: str, fold: bool) -> list[dict]:
+    "Links between notebooks go to pages; definitions can be linked to, tests and imports fold."
+    seen, prepared = set(), []
     for cell in cells:
         source = ''.join(cell['source'])
         if cell['cell_type'] == 'markdown':
             source = LINK.sub(lambda link: rename(link[0]), source).replace(base + '/', '')
         elif cell['cell_type'] == 'code':
             cell['outputs'] = tidy(cell['outputs'])
-            lines = [f'#| {name}: {value}\n' for name, value in options(cell, source, seen, fold).items()]
-            source = ''.join(lines) + source
-        cell['source'] = source
+            prepared += anchors(source, seen)
+            source = fold_options(cell, source, fold) + source
+        prepared.append({**cell, 'source': source})
+    return prepared
 
 
 def introduction(path: Path) -> list[dict]:
@@ -132,7 +134,7 @@ def prepare_page(path: Path, original: Path, out: Path, config):
     of_commands = out.stem == 'command_line'
     cells[0]['source'] = front_matter(''.join(cells[0]['source']), original, config)
     cells[1:1] = introduction(original) + (reference.commands() if of_commands else [])
-    prepare_cells(cells, config.doc_host + config.doc_baseurl, fold=of_commands)
+    notebook['cells'] = prepare_cells(cells, config.doc_host + config.doc_baseurl, fold=of_commands)
     out.write_text(json.dumps(notebook), encoding='utf-8')
 
 
@@ -176,7 +178,7 @@ def finish(docs: Path):
 def main(out: str = '') -> int:
     config = get_config()
     target = Path(out) if out else config.doc_path
-    proc_nbs(n_workers=2, force=True)
+    proc_nbs(n_workers=0, force=True)   # here: a worker would import all of the package again
     with tempfile.TemporaryDirectory() as folder:
         site = Path(folder)/'site'
         prepare(config.config_path/'_proc', site, config)

@@ -118,7 +118,8 @@ def entry(definition, source: str) -> str:   # Markdown
 
 def api_page(package: str, modules: list, order: int) -> str:
     "Every exported definition of a package."
-    parts = [front(package, f'Every exported name of {package}, with its parameters.', f'order: {order}')]
+    title = package if '.' in package else f'{package}, top level'
+    parts = [front(title, f'Every exported name of {package}, with its parameters.', f'order: {order}')]
     for notebook, module in modules:
         page = '../' + re.sub(r'\d\d_', '', notebook)
         parts += [f'## {module.__name__} {{#{module.__name__}}}',
