@@ -87,6 +87,7 @@ def test_command_from_the_wheel(installed, call, tmp_path):
 
 
 CHANGED_NOTEBOOK = """
+import json
 from bidirseg.core import load_json, save_json
 from bidirseg.pipeline.stages import run_stage, stage_spec
 from bidirseg.runs import copy_notebooks, is_finished, small_run
