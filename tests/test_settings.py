@@ -77,7 +77,8 @@ def test_settings_apply_on_top_of_described_data_sets(files, tmp_path, monkeypat
     "Of `run`, `run --dry-run` and `check` alike."
     domains = [word for name, path in files.items() for word in (f'--{name}', path)]
     configs, run_dir = [], tmp_path/'run'
-    monkeypatch.setattr(stages, '_resume', load_run)
+    for name in ('_resume', '_finish'):   # nothing runs
+        monkeypatch.setattr(stages, name, lambda *_: None)
     monkeypatch.setattr('bidirseg.pipeline.estimate.dry_run', lambda config, _: configs.append(config) or ([], [], []))
     monkeypatch.setattr('bidirseg.pipeline.check.check', lambda config, *_: configs.append(config) or ('page', []))
     assert cli.main(['run', *domains, '--run-dir', str(run_dir)]) == 2
