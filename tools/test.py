@@ -125,7 +125,8 @@ def main(only: list[str]) -> int:
     done = [] if only else check_everywhere()
     files = [path for path in sorted((ROOT/'tests').glob('test_*.py')) if wanted(path)]
     files.sort(key=lambda path: -path.stat().st_size)   # the longest first, so that both cores end together
-    notebooks = [path for path in sorted((ROOT/'nbs').rglob('*.ipynb')) if wanted(path)]
+    notebooks = [path for path in (ROOT/'nbs').rglob('*.ipynb') if wanted(path)]
+    notebooks.sort(reverse=True)   # the tutorials first, which take longest
     with ThreadPoolExecutor(2) as pool:
         counts = list(pool.map(run, [*files, *notebooks]))
     passed, failed = (sum(column) for column in zip(*counts)) if counts else (0, 0)
