@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'InputError', 'StageError', 'check_name', 'spaced_indices', 'seed_of', 'stream', 'numpy_stream',
            'seeded', 'atomic_path', 'save_json', 'load_json', 'read_toml', 'save_torch', 'load_torch', 'fingerprint',
-           'cache_dir', 'pick_device', 'autocast', 'progress_style', 'progress', 'cpu_count', 'peak_memory', 'versions',
-           'commit']
+           'cache_dir', 'pick_device', 'is_accelerator', 'autocast', 'progress_style', 'progress', 'cpu_count',
+           'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -109,8 +109,10 @@ def numpy_stream(seed: int, *key) -> np.random.Generator:
 def seeded(seed: int, *key):
     "Torch's global generators are the named stream inside, and what they were outside."
     import torch
-    gpus = torch.cuda.device_count() if torch.cuda.is_initialized() else 0
-    with torch.random.fork_rng(devices=range(gpus)):
+    kind = 'xpu' if torch.xpu.is_initialized() else 'cuda'
+    module = torch.get_device_module(kind)
+    count = module.device_count() if module.is_initialized() else 0
+    with torch.random.fork_rng(devices=range(count), device_type=kind):
         torch.manual_seed(seed_of(seed, *key))
         yield
 
@@ -232,15 +234,15 @@ def cache_dir() -> Path:
 
 # %% ../nbs/11_core.ipynb #cb2b2ae0
 def _devices() -> list[str]:
-    "The kinds of devices that torch finds here."
+    "The kinds of devices that torch finds here; an accelerator, if there is one, comes last."
     import torch
-    kinds = dict(cuda=torch.cuda, xpu=torch.xpu, mps=torch.backends.mps)
-    return ['cpu', *(name for name, kind in kinds.items() if kind.is_available())]
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ['cpu', accelerator.type] if accelerator else ['cpu']
 
 def _check_device(device: 'torch.device'):
     "Raise `InputError` for a device beyond the last, or one that lacks float64."
     import torch
-    count = getattr(torch, device.type).device_count()
+    count = torch.get_device_module(device).device_count()
     if (device.index or 0) >= count:
         raise InputError(f"device '{device}', and there are {count}", "a GPU that is there",
                          f"set device={device.type}")
@@ -251,11 +253,11 @@ def _check_device(device: 'torch.device'):
 # %% ../nbs/11_core.ipynb #fa914e31
 def pick_device(name: str = 'auto'  # auto, cpu, cuda, xpu or one of several, such as cuda:1
                 ) -> 'torch.device':
-    "The device a run computes on; `auto` takes a CUDA GPU where there is one."
+    "The device a run computes on; `auto` takes an accelerator where there is one that computes float64."
     import torch
     there = _devices()
     if name == 'auto':
-        name = 'cuda' if 'cuda' in there else 'cpu'
+        name = 'cpu' if 'mps' in there else there[-1]
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -268,15 +270,21 @@ def pick_device(name: str = 'auto'  # auto, cpu, cuda, xpu or one of several, su
     _check_device(device)
     return device
 
+# %% ../nbs/11_core.ipynb #c4af4eff
+def is_accelerator(device: 'torch.device') -> bool:
+    "Whether a device is one beside the CPU, with memory of its own."
+    return device.type != 'cpu'
+
 # %% ../nbs/11_core.ipynb #28b73c19
 @functools.cache
 def _has_bfloat16(device: 'torch.device') -> bool:
     "Whether a GPU computes in bfloat16; prints what happens where it does not."
     import torch
-    with torch.cuda.device(device):
-        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+    module = torch.get_device_module(device)
+    with module.device(device):
+        supported = module.is_bf16_supported(including_emulation=False)
         if not supported:
-            print(f'{torch.cuda.get_device_name()} does not compute in bfloat16: '
+            print(f'{module.get_device_name()} does not compute in bfloat16: '
                   'networks compute in float32, which takes more time and memory', flush=True)
     return supported
 
@@ -284,7 +292,7 @@ def _has_bfloat16(device: 'torch.device') -> bool:
 def autocast(device: 'torch.device') -> 'torch.autocast':
     "A scope in which a network computes in bfloat16 on a GPU that can, and in float32 elsewhere."
     import torch
-    enabled = device.type == 'cuda' and _has_bfloat16(device)
+    enabled = is_accelerator(device) and _has_bfloat16(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 # %% ../nbs/11_core.ipynb #0bcdc2f4

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from .core import InputError, atomic_path, progress, save_json, save_torch, spaced_indices
+from .core import InputError, atomic_path, autocast, progress, save_json, save_torch, spaced_indices
 from .data import IGNORE, ImageSet, Samples, images_only
 from .mixture import check_finite, check_rows
 from .models import build_backbone, forward, to_device, upsample
@@ -33,7 +33,8 @@ def regional_features(backbone: nn.Module,
                       ) -> Tensor:            # (b, rows, columns, d), float32 on the CPU
     "The backbone's coarse map, averaged over a grid of regions."
     device = next(backbone.parameters()).device
-    _, coarse = backbone(to_device(dict(image=images), device)['image'])
+    with autocast(device):
+        _, coarse = backbone(to_device(dict(image=images), device)['image'])
     return F.adaptive_avg_pool2d(coarse.float(), tuple(grid)).permute(0, 2, 3, 1).cpu()
 
 # %% ../nbs/05_reweighting.ipynb #81744591

@@ -19,7 +19,7 @@ from PIL import Image
 
 from bidirseg.cli import main
 from bidirseg.core import InputError, load_json, load_torch
-from bidirseg.pipeline.stages import stage_spec
+from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, load_preset, load_run, stage_dir, stage_names, start_run
 
 SCENES = 'dataset = "scenes"\nheight = 48\nwidth = 96\n'
@@ -148,6 +148,47 @@ def test_a_stage_from_the_shell_goes_into_a_run_of_its_own(finished, call, root,
         shares = load_json(stage_dir(folder, 'pseudo_labels')/'labels.json')
         kept.append(sum(c['share'] * c['kept'] for c in shares.values()))
     assert kept == pytest.approx([0.5, 0.2], abs=0.02)
+
+
+ON_DEVICE = {'convolution', 'convolution_backward', 'native_batch_norm', 'upsample_bilinear2d', 'searchsorted', 'mm'}
+
+
+def test_every_stage_on_an_accelerator(preset, call, root, tmp_path):
+    "On a device that refuses what a GPU would, everything runs, and gives the labels and losses of the CPU."
+    if not hasattr(torch.utils.backend_registration, '_setup_privateuseone_for_python_backend'):
+        pytest.skip(f'torch {torch.__version__} lets nobody pretend an accelerator')
+    said = call(sys.executable, root/'tests'/'on_accelerator.py', preset, tmp_path)
+    calls = json.loads(said.splitlines()[-1])
+    assert not {f'aten::{name}' for name in ON_DEVICE} - calls.keys()
+    here, there = tmp_path/'cpu', tmp_path/'pretend'
+    maps = sorted(path.relative_to(here) for path in here.glob('*/labels/*.png'))
+    assert maps and all((here/path).read_bytes() == (there/path).read_bytes() for path in maps)
+    histories = sorted(path.relative_to(here) for path in here.glob('*/history.json'))
+    assert len(histories) == 5
+    for path in histories:   # later steps amplify the last bits
+        for row, other in zip(load_json(here/path)[:3], load_json(there/path)):
+            assert other == pytest.approx(row, rel=1e-4), path
+
+
+def test_every_stage_in_bfloat16(preset, monkeypatch, tmp_path):
+    "As on a GPU, networks compute in bfloat16, and all that is compared or summed is float32 again."
+    monkeypatch.setattr('bidirseg.core.is_accelerator', lambda device: True)
+    monkeypatch.setattr('bidirseg.core._has_bfloat16', lambda device: True)
+    computed, convolve = set(), torch.nn.Conv2d.forward
+
+    def note(layer, x):
+        y = convolve(layer, x)
+        computed.add(y.dtype)
+        return y
+
+    monkeypatch.setattr(torch.nn.Conv2d, 'forward', note)
+    config = configure(str(preset), ['oracle=false', 'rounds=0'])
+    start_run(tmp_path, config)
+    for name in stage_names(config):
+        stage_spec(name).run(tmp_path, name)
+    assert computed == {torch.bfloat16}
+    for state in weights(tmp_path).values():
+        assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in state.values())
 
 
 def test_evaluate_and_predict(finished, call, tmp_path):

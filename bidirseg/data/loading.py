@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .._compat import tv_tensors
-from ..core import InputError, cpu_count, seed_of, seeded, spaced_indices, stream
+from ..core import InputError, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, stream
 from .images import ImageSet, LabeledImageSet, open_ids
 
 # %% ../../nbs/data/07_loading.ipynb #192341ef
@@ -142,7 +142,7 @@ class Batches:
 # %% ../../nbs/data/07_loading.ipynb #38fe93ce
 def default_workers(device: torch.device) -> int:
     "Data workers beside the training process: none where both would share the same cores."
-    return min(8, cpu_count() // 2) if device.type == 'cuda' else 0
+    return min(8, cpu_count() // 2) if is_accelerator(device) else 0
 
 # %% ../../nbs/data/07_loading.ipynb #06178ff3
 def train_loader(samples: Samples, batch_size: int,

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 import torch
 
-from ..core import InputError
+from ..core import InputError, is_accelerator
 
 # %% ../../nbs/mixture/00_density.ipynb #bc469173
 def draw_ellipses(ax,                # matplotlib axes
@@ -177,7 +177,7 @@ def row_chunks(rows: int,             # how many rows there are
                device: torch.device,
                ) -> Iterator[slice]:
     "Slices over `rows` of about 4 MB of float32 on a CPU and 128 MB on a GPU."
-    budget = 2**25 if device.type == 'cuda' else 2**20
+    budget = 2**25 if is_accelerator(device) else 2**20
     step = max(256, budget // width)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 

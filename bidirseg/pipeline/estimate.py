@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core import InputError, StageError, load_json, pick_device
+from ..core import InputError, StageError, is_accelerator, load_json, pick_device
 from ..data import default_workers, parse_slice, refuse_findings, survey
 from ..models import usual_feature_dim
 from .stages import check_config, run_stage, stage_spec
@@ -155,8 +155,8 @@ def _estimate_table(parts: list[dict], on_gpu: bool) -> tuple[list, list[list]]:
 def _notes(counts: dict[str, int], disk: float, place: Path, device: torch.device) -> list[str]:
     "What to know beside the table; raises `InputError` where the disk is too small."
     where = f'CPU, {torch.get_num_threads()} threads'
-    if device.type == 'cuda':
-        where = f'{torch.cuda.get_device_name(device)}, bf16 autocast'
+    if is_accelerator(device):
+        where = f'{torch.get_device_module(device).get_device_name(device)}, bf16 autocast'
     there = next(path for path in (place, *place.parents) if path.exists())
     free = shutil.disk_usage(there).free
     room = f'disk: {disk / 2**30:.2f} GB needed, {free / 2**30:.1f} GB free at {place}'
@@ -182,4 +182,4 @@ def dry_run(config: RunConfig,
     of_all = sum(counts.values())
     parts = [_estimate_stage(config, (few, more), name, of_all, steps) for name in stage_names(config)]
     notes = _notes(counts, _total(parts, 'disk'), Path(place).resolve(), device)
-    return *_estimate_table(parts, device.type == 'cuda'), notes
+    return *_estimate_table(parts, is_accelerator(device)), notes

@@ -24,8 +24,8 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import (InputError, atomic_path, commit, fingerprint, load_json, load_torch, peak_memory,
-                           pick_device, progress, save_json, save_torch, versions)
+from ..core import (InputError, atomic_path, commit, fingerprint, is_accelerator, load_json, load_torch,
+                           peak_memory, pick_device, progress, save_json, save_torch, versions)
 from ..data import ImageSet, LabelSpace, Samples
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
@@ -167,7 +167,8 @@ def record(self: Stage) -> dict:
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'
     extra = dict(self.extra)
     seconds = time.time() - self.began + extra.pop('seconds_before', 0)   # of killed attempts
-    gpu_memory = torch.cuda.max_memory_allocated() // 2**20 if torch.cuda.is_available() else 0
+    on_gpu = is_accelerator(self.device)
+    gpu_memory = torch.get_device_module(self.device).max_memory_allocated() // 2**20 if on_gpu else 0
     return dict(stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=_outputs(self.dir),
                 seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(time.time()),
                 peak_memory_mb=peak_memory(), peak_gpu_memory_mb=gpu_memory, versions=versions(),

@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..core import check_name, cpu_count, pick_device, stream
+from ..core import check_name, cpu_count, is_accelerator, pick_device, stream
 from ..data import CITYSCAPES19, ImageSet, augment, draw_scene, folder, survey
 from ..mixture import ClassPrototypes, GaussianMixture, full_precision
 from ..models import forward, to_device
@@ -78,8 +78,7 @@ def _seconds_of(work: Callable, device: torch.device) -> float:
     "Seconds of one call."
     began = time.perf_counter()
     work()
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
+    torch.get_device_module(device).synchronize(device)
     return time.perf_counter() - began
 
 # %% ../../nbs/studies/04_speed.ipynb #16fcd471
@@ -111,7 +110,7 @@ class Rates:
 # %% ../../nbs/studies/04_speed.ipynb #29bb39e1
 def _measure_rates(device: torch.device) -> Rates:
     "Time a product and a copy."
-    n = 8192 if device.type == 'cuda' else 1536
+    n = 8192 if is_accelerator(device) else 1536
     a, b = (torch.randn(n, n, device=device) for _ in range(2))
     source = torch.zeros(2**26, device=device)
     copy = torch.empty_like(source)
@@ -142,11 +141,12 @@ def _report_peak(prepare: str, work: str, sizes: list[int]):
 def _extra_gpu_memory(prepare: Callable, work: Callable, sizes: tuple, device: torch.device) -> float:
     "The same on a GPU, in this process."
     data = prepare(*sizes, device=device)
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    memory = torch.get_device_module(device)
+    memory.synchronize(device)
+    memory.reset_peak_memory_stats(device)
+    before = memory.memory_allocated(device)
     work(data)
-    return torch.cuda.max_memory_allocated(device) - before
+    return memory.max_memory_allocated(device) - before
 
 def _extra_memory(prepare: Callable,      # sizes -> data; a function of this module
                   work: Callable,         # data -> anything; the same
@@ -154,7 +154,7 @@ def _extra_memory(prepare: Callable,      # sizes -> data; a function of this mo
                   device: torch.device,
                   ) -> float:             # bytes
     "Peak memory that work takes beyond its data."
-    if device.type == 'cuda':
+    if is_accelerator(device):
         return _extra_gpu_memory(prepare, work, sizes, device)
     call = f'_report_peak({prepare.__name__!r}, {work.__name__!r}, {list(sizes)})'
     code = f'from bidirseg.studies.speed import _report_peak; {call}'
@@ -248,7 +248,7 @@ def _bench_em(device: torch.device, rates: Rates, n_rows: int, d: int = 256, k: 
     versus_floor = ['em_step_vs_floor', ours / floor, 'times the floor']
     return [Row.at_least('em_step_vs_sklearn', theirs / ours, 'times as fast', 2.),
             Row('em_step_seconds', ours, 's'),
-            Row.at_most(*versus_floor, 2.) if device.type == 'cuda' else Row(*versus_floor)]
+            Row.at_most(*versus_floor, 2.) if is_accelerator(device) else Row(*versus_floor)]
 
 # %% ../../nbs/studies/04_speed.ipynb #c690aeb6
 def _fit_ours(x: Tensor):
@@ -361,7 +361,7 @@ def _label_map_times(device: torch.device, rates: Rates, data: tuple) -> list[Ro
     rows = [Row.at_least('label_map_vs_upsample_first', plain / ours, 'times as fast', 4.),
             Row('label_map_seconds', ours, 's'),
             Row('label_map_vs_floor', ours / floor, 'times the floor')]
-    if device.type == 'cuda':
+    if is_accelerator(device):
         rows.append(Row.at_most('label_map_milliseconds', 1000 * ours, 'ms', 10.))
     return rows
 
@@ -402,7 +402,7 @@ def bare_loop(model: nn.Module,
     optimizer = make_optimizer(model, settings)
     for batch in batches:
         image = batch['image']
-        enabled = image.is_cuda if bf16 is None else bf16
+        enabled = is_accelerator(image.device) if bf16 is None else bf16
         with torch.autocast(image.device.type, torch.bfloat16, enabled=enabled):
             loss = supervised_loss(model, batch)['loss']
         optimizer.zero_grad(set_to_none=True)
@@ -451,7 +451,7 @@ def bench_training(device: str = 'cpu',   # cpu or cuda
     with _demo_stage(steps, batch_size) as stage:
         bare, ours, with_loading = _training_seconds(stage, device, turns)
     loading = ['training_with_loading_vs_bare', with_loading / bare, 'times as long']
-    can_load_beside = device.type == 'cuda' or os.cpu_count() >= 4
+    can_load_beside = is_accelerator(device) or os.cpu_count() >= 4
     return [Row.at_most('training_loop_vs_bare', ours / bare, 'times as long', 1.05),
             Row.at_most(*loading, 1.05) if can_load_beside else Row(*loading),
             Row('training_images_per_second', steps * batch_size / ours, 'images/s')]

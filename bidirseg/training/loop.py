@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from ..core import (
-    InputError, autocast, check_name, progress, save_json, save_torch, seeded, spaced_indices)
+    InputError, autocast, check_name, is_accelerator, progress, save_json, save_torch, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
@@ -92,7 +92,7 @@ def make_loaders(domains: list[Samples],
                  ) -> Callable:             # start -> one loader per domain, from that step on
     "How to load training batches, from any step on."
     workers = default_workers(device) if settings.workers is None else settings.workers
-    pin_memory = device.type == 'cuda'
+    pin_memory = is_accelerator(device)
 
     def loaders_from(start: int) -> list:
         return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory)

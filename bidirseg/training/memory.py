@@ -13,7 +13,7 @@ import contextlib
 from torch import Tensor, nn
 import torch
 
-from ..core import InputError
+from ..core import InputError, is_accelerator
 
 # %% ../../nbs/training/01_memory.ipynb #4a507636
 def saved_activation_bytes(forward: Callable[[], Tensor],  # computes a loss
@@ -50,12 +50,13 @@ def unchanged(networks: list[nn.Module]):
 # %% ../../nbs/training/01_memory.ipynb #4e024c41
 def _image_bytes(forward: Callable[[], Tensor], device: torch.device, gradient_bytes: int) -> int:
     "Memory that a step takes for its images."
-    if device.type != 'cuda':
+    if not is_accelerator(device):
         return saved_activation_bytes(forward)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
+    memory = torch.get_device_module(device)
+    before = memory.memory_allocated(device)
+    memory.reset_peak_memory_stats(device)
     forward().backward()
-    return torch.cuda.max_memory_allocated(device) - before - gradient_bytes
+    return memory.max_memory_allocated(device) - before - gradient_bytes
 
 # %% ../../nbs/training/01_memory.ipynb #eb1684e4
 class StepMemory(NamedTuple):
@@ -88,9 +89,10 @@ def measure_step(forward: Callable[[int], Tensor],  # number of images of each d
 # %% ../../nbs/training/01_memory.ipynb #8c406a18
 def free_memory(device: torch.device) -> int | None:  # bytes; None where the system does not say
     "Memory that a step may still take."
-    if device.type == 'cuda':
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
+    if is_accelerator(device):
+        memory = torch.get_device_module(device)
+        unused = memory.memory_reserved(device) - memory.memory_allocated(device)
+        return memory.mem_get_info(device)[0] + unused
     try:
         kilobytes = Path('/proc/meminfo').read_text().split('MemAvailable:')[1].split()[0]
     except (OSError, IndexError):

@@ -1,0 +1,57 @@
+"""python on_accelerator.py PRESET FOLDER: a run on the CPU, and the same run on the pretended accelerator.
+
+In a process of its own, since the device stays; on it the commands that load a model follow. Prints how often operators
+ran there.
+"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+import accelerator
+from bidirseg import load
+from bidirseg.pipeline.export import export
+from bidirseg.pipeline.predict import evaluate_run, predict_files
+from bidirseg.pipeline.stages import configure, stage_spec
+from bidirseg.runs import open_images, stage_names, start_run
+from bidirseg.studies import speed
+
+draw_dropout = torch.nn.Dropout.forward
+
+
+def in_one_order(layer, x):
+    "Dropout draws in the order of memory, which pretended tensors do not keep as those of the CPU do."
+    return draw_dropout(layer, x.contiguous())
+
+
+torch.nn.Dropout.forward = in_one_order
+torch.Tensor.pin_memory = lambda self: self                     # this device has no memory to pin
+speed._measure_rates = lambda device: speed.Rates(1e12, 1e11)   # its matrices are a GPU's, and take a minute here
+
+
+def run(preset: str, run_dir: Path, device: str):
+    config = configure(preset, [f'device={device}'])
+    start_run(run_dir, config)
+    for name in stage_names(config):
+        stage_spec(name).run(run_dir, name)
+
+
+def use(run_dir: Path):
+    image = open_images(load(run_dir).config, 'target').image(0)
+    image.save(run_dir/'photo.png')
+    assert next(load(run_dir).model.parameters()).device == accelerator.DEVICE
+    load(run_dir).predict(image)
+    predict_files(run_dir, [str(run_dir/'photo.png')], run_dir/'labels')
+    evaluate_run(run_dir)
+    export(run_dir, torch_file=run_dir/'model.pt2')
+    speed.bench_prototypes(accelerator.NAME, step_rows=500, fit_rows=500, height=64, width=128)
+    speed.bench_training(accelerator.NAME, steps=2, batch_size=2, turns=1)
+
+
+if __name__ == '__main__':
+    preset, folder = sys.argv[1], Path(sys.argv[2])
+    run(preset, folder/'cpu', 'cpu')
+    run(preset, folder/accelerator.NAME, accelerator.NAME)
+    use(folder/accelerator.NAME)
+    print(json.dumps(accelerator.CALLS))
