@@ -1,8 +1,9 @@
 """The package at the lowest and at the highest versions that the package index serves, on several Pythons.
 
-uv builds one environment at a time from the built-in requirements of settings.ini alone; notebooks with their tests run
-in it by papermill; it is removed; a table says what was tested. `--override torch==2.13.0+cpu torchvision==0.28.0`
-takes these builds whatever the ranges say, for a machine that has no room for the CUDA builds."""
+uv builds one environment at a time from the requirements of settings.ini alone, wheels only; notebooks with their tests
+run in it by papermill; it is removed; a table says what was tested. `--python` takes versions, or paths where uv cannot
+fetch an interpreter; `--override torch==2.13.0+cpu torchvision==0.28.0` takes these builds whatever the ranges say, for
+a machine that has no room for the CUDA builds."""
 import argparse
 import os
 import shutil
@@ -24,7 +25,8 @@ def requirements() -> list[str]:
     "What settings.ini asks for, and what the tests in the notebooks take besides."
     config = ConfigParser(delimiters=['='])
     config.read(ROOT/'settings.ini', encoding='utf-8')
-    return [*config['DEFAULT']['requirements'].split(), 'nbformat']
+    own = config['DEFAULT']
+    return [*own['requirements'].split(), *own['timm_requirements'].split(), 'nbformat>=5']
 
 
 def last_line(text: str) -> str:
@@ -46,15 +48,16 @@ class Environment:
         (self.folder/'overrides.txt').write_text('\n'.join(overrides))
         links = [word for link in os.environ.get('PIP_FIND_LINKS', '').split() for word in ('--find-links', link)]
         for line in (['venv', '--allow-existing', '--python', self.python, self.folder],
-                     ['pip', 'install', '--python', self.folder/'bin'/'python', '--resolution', self.resolution, *links,
-                      '--override', self.folder/'overrides.txt', *requirements()]):
+                     ['pip', 'install', '--python', self.folder/'bin'/'python', '--resolution', self.resolution,
+                      '--no-build', *links, '--override', self.folder/'overrides.txt', *requirements()]):
             done = self.call(self.uv, *line)
             if done.returncode:
                 return last_line(done.stderr)
         return ''
 
-    def versions(self) -> list[str]:
-        code = f'from importlib.metadata import version as v; print(*map(v, {SHOWN}))'
+    def versions(self) -> list[str]:   # of Python, then of SHOWN
+        code = 'import platform; from importlib.metadata import version as v; ' \
+               f'print(platform.python_version(), *map(v, {SHOWN}))'
         return self.call(self.folder/'bin'/'python', '-c', code).stdout.split()
 
     def failures(self, notebooks: list[str]) -> list[str]:   # 'notebook: error'
@@ -78,7 +81,8 @@ def row(environment: Environment, args: argparse.Namespace) -> list[str]:
         return [environment.python, environment.resolution, *['' for _ in SHOWN], f'not built: {wrong}']
     failed = environment.failures(args.notebooks)
     result = '; '.join(failed) or f'{len(args.notebooks)} notebooks pass'
-    return [environment.python, environment.resolution, *environment.versions(), result]
+    python, *versions = environment.versions()
+    return [python, environment.resolution, *versions, result]
 
 
 def main() -> int:
