@@ -61,6 +61,20 @@ def _key_values(changes: list[str], example: str) -> dict:
         values[key] = parse_value(value)
     return values
 
+# %% ../nbs/10_command_line.ipynb #8914a254
+def _add_jobs(parser: ArgumentParser):
+    "How many seeds run at once, and where."
+    parser.add_argument('--jobs', type=int_at_least(1), metavar='N', help='how many seeds run at once')
+    parser.add_argument('--executor', choices=('processes', 'submitit'), default='processes',
+                        help='processes of this machine, or jobs of Slurm by the package submitit')
+    parser.add_argument('--executor-options', nargs='+', default=[], metavar='KEY=VALUE',
+                        help='what submitit asks Slurm for, such as slurm_partition=gpu timeout_min=600')
+
+def _jobs(args: Namespace):   # -> Jobs
+    "What `_add_jobs` asked for."
+    from bidirseg.pipeline.jobs import Jobs
+    return Jobs(args.jobs, args.executor, _key_values(args.executor_options, '--executor-options timeout_min=600'))
+
 # %% ../nbs/10_command_line.ipynb #ab833fcd
 def _add_update(parser: ArgumentParser):
     "Whether another configuration is accepted."
@@ -74,6 +88,7 @@ def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
     _add_update(parser)
     parser.add_argument('--out', required=True, metavar='DIR')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    _add_jobs(parser)
     parser.set_defaults(command=command)
     return parser
 
@@ -121,7 +136,7 @@ def _add_repeat(commands):
 def _repeat(args: Namespace):
     "Run several seeds."
     from bidirseg.pipeline.stages import repeat
-    repeat(args.preset, args.seeds, args.out, args.set, args.update)
+    repeat(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #944f1c2f
 def _add_stages(commands):
@@ -418,17 +433,17 @@ def _add_studies(commands):
 def _ablate(args: Namespace):
     "Run variants."
     from bidirseg.studies.ablation import ablate
-    ablate(args.preset, args.seeds, args.out, args.variants, args.set, args.update)
+    ablate(args.preset, args.seeds, args.out, args.variants, args.set, args.update, _jobs(args))
 
 def _study_labels(args: Namespace):
     "Compare labels."
     from bidirseg.studies.label_quality import study_labels
-    study_labels(args.preset, args.seeds, args.out, args.set, args.update)
+    study_labels(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 def _study_checkpoints(args: Namespace):
     "Compare checkpoints."
     from bidirseg.studies.model_selection import study_checkpoints
-    study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update)
+    study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
 _BENCHES = ('check', 'modes', 'predict', 'prototypes', 'training')

@@ -62,8 +62,11 @@ class StageError(RuntimeError):
                  kind: str,    # the name of the error
                  said: str,    # its message
                  ):
-        self.kind, self.said = kind, _one_line(said)
+        self.stage, self.where, self.kind, self.said = stage, where, kind, _one_line(said)
         super().__init__(f'stage {stage} failed in {where}: {kind}: {self.said}')
+
+    def __reduce__(self):
+        return StageError, (self.stage, self.where, self.kind, self.said)
 
 # %% ../nbs/11_core.ipynb #9277b056
 def check_name(name: str,            # what was given

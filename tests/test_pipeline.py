@@ -444,6 +444,20 @@ def test_a_few_target_labels_and_no_others_are_read(tmp_path):
         stage_spec('warmup').run(few, 'warmup')
 
 
+def test_seeds_beside_each_other(finished, preset, call, tmp_path):
+    "Two processes at once give what one gives, and jobs of submitit take it from there."
+    line = ['bidirseg', 'ablate', preset, '--seeds', '0', '1', '--variants', 'source_only', '--out', tmp_path]
+    said = call(*line, '--jobs', '2')
+    assert 'seed 0: source_only: 6/6' in said and 'seed 1: source_only: 6/6' in said
+    alone, beside = (load_torch(folder/'model.pt')['state'] for folder in (
+        stage_dir(finished, 'source_only'), stage_dir(tmp_path/'seed0'/'source_only', 'source_only')))
+    assert_same(dict(source_only=alone), dict(source_only=beside))
+    rows = load_json(tmp_path/'results.json')
+    assert [row['seed'] for row in rows] == [0, 1] and rows[0]['miou'] != rows[1]['miou']
+    assert 'source_only: 6/6' not in call(*line, '--executor', 'submitit')
+    assert load_json(tmp_path/'results.json') == rows and list((tmp_path/'jobs').glob('*_result.pkl'))
+
+
 def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):
     out, variants = tmp_path/'ablation', ['source_only', 'full', 'distillation_none', 'oracle']
     line = ['ablate', str(preset), '--seeds', '0', '--out', str(out), '--variants', *variants]

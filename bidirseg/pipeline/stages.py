@@ -13,6 +13,7 @@ import shlex
 import shutil
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -24,6 +25,7 @@ from ..models import build_backbone, build_model
 from ..models.deeplab import ASPP
 from . import check
 from .execute import execute
+from .jobs import Jobs, run_seeds
 from .kernels import own_kernel
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finished, label_space, load_preset,
@@ -374,10 +376,15 @@ def _repeat_line(preset: str, seeds: list[int], out: str | Path, changes: list[s
     return shlex.join(words)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #e3d6470e
-def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = (),
-           update: bool = False) -> Path:  # the page
+def _run_seed(preset: str, out: Path, changes: list[str], update: bool, seed: int) -> Path:   # the run's directory
+    "One of the runs of `repeat`."
+    run_dir = out/f'seed{seed}'
+    run(preset, run_dir, [*changes, f'seed={seed}'], update)
+    return run_dir
+
+def repeat(preset: str, seeds: list[int], out: str | Path, changes: list[str] = (), update: bool = False,
+           jobs: Jobs = Jobs(),   # how many seeds at once, and where
+           ) -> Path:             # the page
     "Run a preset once per seed; write the table of means and spreads, with pictures."
-    run_dirs = [Path(out)/f'seed{seed}' for seed in seeds]
-    for seed, run_dir in zip(seeds, run_dirs):
-        run(preset, run_dir, [*changes, f'seed={seed}'], update)
+    run_dirs = run_seeds(partial(_run_seed, preset, Path(out), list(changes), update), seeds, out, jobs)
     return write_summary(Path(out), preset, _repeat_line(preset, seeds, out, changes), dict(zip(seeds, run_dirs)))

@@ -8,6 +8,8 @@ __all__ = ['VARIANTS', 'run_variant', 'by_variant', 'gap_over_seeds', 'ablation_
 
 # %% ../../nbs/studies/01_ablation.ipynb #716da1b6
 import json
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from ..core import InputError, check_name, load_json, save_json
 from ..evaluation import gap_closed
 from ..judgement import JudgementSettings, agreement, judge_stages
+from ..pipeline.jobs import Jobs, run_seeds
 from ..pipeline.predict import evaluate_run
 from ..pipeline.stages import check_config, notebooks_folder, reuse_stage, run_stage, stage_spec
 from ..plots import save_figure
@@ -251,18 +254,27 @@ def show_ablation(rows: list[dict], title: str):
     return fig
 
 # %% ../../nbs/studies/01_ablation.ipynb #d0a367a7
+def _ablate_seed(preset: str, variants: list[str], out: Path, sets: list[str], update: bool,
+                 seed: int) -> list[dict]:   # rows
+    "The variants under one seed, which share stages; writes `results.json` into its folder after each."
+    rows = []
+    for variant in variants:
+        print(f'seed {seed}, {variant}', flush=True)
+        rows.append(run_variant(preset, variant, seed, out, sets, update))
+        print(f"seed {seed}, {variant}: mIoU {100 * rows[-1]['miou']:.1f}", flush=True)
+        save_json(out/f'seed{seed}'/'results.json', rows)
+    return rows
+
 def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], sets: list[str] = (),
-           update: bool = False) -> list[dict]:   # rows
-    "Run variants under several seeds; writes `results.json` after each, and the table and figure of all."
-    out, rows = Path(out), []
+           update: bool = False,
+           jobs: Jobs = Jobs(),   # how many seeds at once, and where
+           ) -> list[dict]:       # rows
+    "Run variants under several seeds; writes `results.json`, the table and the figure of all."
+    out = Path(out)
     for variant in variants:
         check_name(variant, VARIANTS, 'variant')
-    for seed in seeds:
-        for variant in variants:
-            print(f'seed {seed}, {variant}', flush=True)
-            rows.append(run_variant(preset, variant, seed, out, list(sets), update))
-            print(f"seed {seed}, {variant}: mIoU {100 * rows[-1]['miou']:.1f}", flush=True)
-            save_json(out/'results.json', rows)
+    of_seeds = run_seeds(partial(_ablate_seed, preset, variants, out, list(sets), update), seeds, out, jobs)
+    rows = list(chain(*of_seeds))
     commits = ' and '.join(dict.fromkeys(row['commit'] for row in rows))
     title = f"{preset}, {len(seeds)} seeds ({rows[-1]['device']} of {rows[-1]['machine']}, commit {commits})"
     write_rows(out, 'results', rows, title, ablation_table(rows), class_table(rows))

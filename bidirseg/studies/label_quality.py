@@ -7,7 +7,8 @@ __all__ = ['METHODS', 'label_scores', 'compare_labels', 'label_table', 'show_lab
 
 # %% ../../nbs/studies/02_label_quality.ipynb #8f50e691
 from dataclasses import asdict, fields, replace
-from functools import cache
+from functools import cache, partial
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Callable
@@ -21,6 +22,7 @@ from ..core import commit, load_json, save_json, spaced_indices
 from ..data import IGNORE, Samples
 from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
+from ..pipeline.jobs import Jobs, run_seeds
 from ..prototypes import (
     PrototypesSettings, fit_prototypes, fit_whitening, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
@@ -188,13 +190,16 @@ def _labels_of(run_dir: Path) -> list[dict]:
         save_json(kept, done)
     return done['rows']
 
-def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (),
-                 update: bool = False) -> list[dict]:  # rows
+def _study_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int) -> list[dict]:   # rows
+    "One seed of `study_labels`."
+    run_variant(preset, 'warmup', seed, out, sets, update)
+    return _labels_of(out/f'seed{seed}'/'warmup')
+
+def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False,
+                 jobs: Jobs = Jobs(),   # how many seeds at once, and where
+                 ) -> list[dict]:       # rows
     "Compare ways to label the target under several seeds; writes `labels.json` and `labels.md`."
-    out, rows = Path(out), []
-    for seed in seeds:
-        run_variant(preset, 'warmup', seed, out, list(sets), update)
-        rows += _labels_of(out/f'seed{seed}'/'warmup')
-        save_json(out/'labels.json', rows)
+    out = Path(out)
+    rows = list(chain(*run_seeds(partial(_study_seed, preset, out, list(sets), update), seeds, out, jobs)))
     write_rows(out, 'labels', rows, preset, label_table(rows))
     return rows

@@ -6,14 +6,17 @@
 __all__ = ['checkpoint_table', 'study_checkpoints']
 
 # %% ../../nbs/studies/03_model_selection.ipynb #44181b6d
+from functools import partial
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
 from fastcore.basics import groupby
 
-from ..core import commit, load_json, pick_device, save_json
+from ..core import commit, load_json, pick_device
 from ..evaluation import evaluate, scores
 from ..models import load_checkpoint
+from ..pipeline.jobs import Jobs, run_seeds
 from ..runs import (label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings,
                            write_rows)
 from ..self_training import SelfTrainingSettings
@@ -56,16 +59,19 @@ def _score_checkpoints(run_dir: Path) -> list[dict]:
     return rows
 
 # %% ../../nbs/studies/03_model_selection.ipynb #08b94f59
-def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (),
-                      update: bool = False) -> list[dict]:  # rows
+def _study_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int) -> list[dict]:   # rows
+    "One seed of `study_checkpoints`."
+    run_variant(preset, 'distillation_none', seed, out, sets, update, 'checkpoints')
+    return _score_checkpoints(out/f'seed{seed}'/'checkpoints')
+
+def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False,
+                      jobs: Jobs = Jobs(),   # how many seeds at once, and where
+                      ) -> list[dict]:       # rows
     "Score checkpoints of self-training under several seeds; writes `checkpoints.json` and `checkpoints.md`."
-    out, rows = Path(out), []
+    out = Path(out)
     steps = stage_settings(SelfTrainingSettings, load_preset(preset, sets), 'self_training').steps
     own = dict(model_selection='entropy', output_model='student', checkpoint_every=max(1, steps // 10))
     sets = [*sets, *(f'self_training.{name}={value}' for name, value in own.items())]
-    for seed in seeds:
-        run_variant(preset, 'distillation_none', seed, out, sets, update, 'checkpoints')
-        rows += _score_checkpoints(out/f'seed{seed}'/'checkpoints')
-        save_json(out/'checkpoints.json', rows)
+    rows = list(chain(*run_seeds(partial(_study_seed, preset, out, sets, update), seeds, out, jobs)))
     write_rows(out, 'checkpoints', rows, preset, checkpoint_table(rows))
     return rows
