@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['WEIGHT_FILES', 'InputError', 'StageError', 'check_name', 'spaced_indices', 'seed_of', 'stream', 'numpy_stream',
-           'seeded', 'atomic_path', 'save_json', 'load_json', 'read_toml', 'save_torch', 'load_torch', 'fingerprint',
-           'cache_dir', 'pick_device', 'autocast', 'progress_style', 'progress', 'cpu_count', 'peak_memory', 'versions',
-           'commit']
+           'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path', 'save_json', 'load_json', 'read_toml',
+           'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'autocast', 'progress_style',
+           'progress', 'cpu_count', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator, Sized
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, Sized
 import codecs
 import contextlib
 import difflib
+import errno
 import functools
 import hashlib
 import json
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zipfile
 
 from tqdm import tqdm
 import numpy as np
@@ -114,6 +116,51 @@ def seeded(seed: int, *key):
         torch.manual_seed(seed_of(seed, *key))
         yield
 
+# %% ../nbs/11_core.ipynb #69128073
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP)   # what a file system says that has no need of it
+
+def sync(path: str | Path):
+    "Have a file's content, or a folder's names, on the disk before going on."
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+    finally:
+        os.close(place)
+
+# %% ../nbs/11_core.ipynb #f6de6f8e
+_WATCHED: dict[Path, Callable[[Path], bool]] = {}   # folder -> who is told of files that are moved into it
+
+@contextlib.contextmanager
+def watched_writes(folder: Path,
+                   watch: Callable[[Path], bool],   # path -> whether the file will be synced later; may raise
+                   ) -> Iterator:
+    "A scope in which somebody is told of every file before `atomic_path` moves it into a folder."
+    _WATCHED[folder] = watch
+    try:
+        yield
+    finally:
+        del _WATCHED[folder]
+
+def _synced_later(path: Path) -> bool:
+    "Tell whoever watches the file's folder; whether they sync it."
+    watching = [watch for folder, watch in _WATCHED.items() if path.is_relative_to(folder)]
+    return any([watch(path) for watch in watching])
+
+# %% ../nbs/11_core.ipynb #1a44d8a5
+@contextlib.contextmanager
+def naming_file(path: Path, tmp: Path | None = None   # the name that it has until it is whole
+                ) -> Iterator:
+    "A scope whose errors of the system name the file that is written."
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(tmp)):
+            error.filename, error.filename2 = str(path), None
+        raise
+
 # %% ../nbs/11_core.ipynb #021c316d
 @contextlib.contextmanager
 def atomic_path(path: str | Path      # where the file shall be
@@ -122,11 +169,21 @@ def atomic_path(path: str | Path      # where the file shall be
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f'.{path.name}.{os.getpid()}.tmp{path.suffix}')
-    try:
-        yield tmp
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
+    with naming_file(path, tmp):
+        try:
+            yield tmp
+            _move(tmp, path)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+def _move(tmp: Path, path: Path):
+    "Put a file that is written in its place."
+    later = _synced_later(path)
+    if not later:
+        sync(tmp)
+    os.replace(tmp, path)
+    if not later:
+        sync(path.parent)
 
 # %% ../nbs/11_core.ipynb #98733d86
 def save_json(path: str | Path, obj) -> Path:
@@ -136,14 +193,17 @@ def save_json(path: str | Path, obj) -> Path:
     return Path(path)
 
 # %% ../nbs/11_core.ipynb #54e3ff3c
-def load_json(path: str | Path, what: str = 'a JSON file'):
+def load_json(path: str | Path,
+              what: str = 'a JSON file',   # what it should be, for the message
+              fix: str = 'remove the broken file and run the stage again',   # what to do about a broken one
+              ):
     "Read JSON; a missing or broken file raises `InputError`."
     try:
         return json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise InputError(f"no file {path}", what, "run the stage that writes it, or check the path") from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"{path}: {error}", what, "remove the broken file and run the stage again") from None
+        raise InputError(f"{path}: {error}", what, fix) from None
 
 # %% ../nbs/11_core.ipynb #735e6560
 _DRIVE = re.compile(r'''^\s*\w*(?:root|weights)\s*=\s*"[A-Za-z]:\\(?![\\"])''', re.MULTILINE)   # root = "C:\
@@ -187,9 +247,23 @@ def save_torch(path: str | Path, obj) -> Path:
     "Write tensors and plain containers atomically, in the form `torch.load(..., weights_only=True)` reads."
     import torch
     with atomic_path(path) as tmp:
-        with open(tmp, 'wb') as file:
-            torch.save(obj, file)
+        try:
+            with open(tmp, 'wb') as file:
+                torch.save(obj, file)
+        except RuntimeError as error:   # torch's, about a position, after the system's
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error)
     return Path(path)
+
+# %% ../nbs/11_core.ipynb #7667f627
+def _check_sums(path: Path):
+    "Raise `BadZipFile` for a file of tensors that differs from its checksums, which torch writes and does not read."
+    if not zipfile.is_zipfile(path):   # of an old version of torch, without checksums
+        return
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            with archive.open(part) as content:
+                while part.CRC and content.read(2**20):   # 0: written without
+                    pass
 
 # %% ../nbs/11_core.ipynb #8cc6a254
 WEIGHT_FILES = ('.pth', '.pt', '.pkl', '.ckpt', '.safetensors')   # how names of weight files end
@@ -200,7 +274,10 @@ def load_torch(path: str | Path, what: str = 'a file of tensors'):
     if not Path(path).is_file():
         raise InputError(f"no file {path}", what, "run the stage that writes it, or check the path")
     try:
+        _check_sums(Path(path))
         return torch.load(path, map_location='cpu', weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path} is damaged ({error})", what, "make it again or copy it again") from None
     except Exception as error:   # torch answers broken files with errors of every kind
         seen = f"{path} cannot be read as tensors ({type(error).__name__})"
         raise InputError(seen, what, "make it again or take another file") from None
