@@ -1,6 +1,8 @@
 """Nothing happens without a word: notes are not deleted, flipped bits not used, two writers do not share a run, and
 data do not change under a stage."""
+import errno
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -16,7 +18,10 @@ from test_batches import SHORT
 from test_pipeline import TINY
 
 from bidirseg.cli import main
-from bidirseg.core import InputError, load_json, load_torch, save_json
+from bidirseg.core import InputError, load_json, load_torch, save_json, save_torch
+from bidirseg.data import open_colors, open_ids, open_rgb
+from bidirseg.models import build_model, load_checkpoint, save_checkpoint
+from bidirseg.pipeline.predict import load
 from bidirseg.pipeline.stages import reuse_stage, stage_spec
 from bidirseg.runs import RunConfig, Stage, load_preset, open_stage, run_lock, small_run, stage_dir, start_run
 from bidirseg.runs.config import StageSettings
@@ -206,25 +211,29 @@ def test_a_lock_that_is_a_link_is_refused(run_dir, tmp_path):
 LONG = ['source_only.steps=100000', 'training.checkpoint_every=90000', 'training.workers=1', *SHORT]
 
 
-@pytest.mark.parametrize('stop', [signal.SIGTERM, signal.SIGUSR1])
-def test_a_stopped_run_keeps_its_training(run_dir, preset, stop, tmp_path):
-    "The signal goes to the program alone; its kernel and its data workers end as well."
+def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
+    "The signal goes to the program alone; its kernel and its data workers end as well. No code of the folder is run."
     changes = [part for change in LONG for part in ('--set', change)]
+    work = tmp_path/'work'
+    work.mkdir()
+    for name in ('torch', 'numpy', 'bidirseg', 'sitecustomize'):   # what lies in the folder at hand is not imported
+        (work/f'{name}.py').write_text(f'open({str(tmp_path/"was_here")!r}, "w")')
     line = [BIN/'bidirseg', 'run', preset, '--run-dir', run_dir, '--update', *changes]
     log = tmp_path/'log.txt'
     with open(log, 'w') as file:
-        process = psutil.Popen(line, stdout=file, stderr=file, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+        process = psutil.Popen(line, stdout=file, stderr=file, cwd=work, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     until = time.time() + 300
     while 'loss' not in log.read_text() and process.poll() is None and time.time() < until:
         time.sleep(.1)
     helpers, began = process.children(recursive=True), time.time()
-    process.send_signal(stop)
+    process.send_signal(signal.SIGUSR1)   # SIGTERM is answered alike
     status, seconds = process.wait(60), time.time() - began
     assert status == 143 and 'stopped; the same line goes on' in log.read_text(), log.read_text()
     assert helpers and not psutil.wait_procs(helpers, timeout=20)[1], 'a process outlives its run'
     state = load_torch(run_dir/'02_source_only'/'resume.pt')
     assert 0 < state['step'] < 90_000 and len(state['history']) == state['step']
-    print(f'{seconds:.1f} s')
+    assert not (tmp_path/'was_here').exists(), 'code of the folder at hand was run'
+    assert 'Traceback' not in log.read_text() and seconds < 60
 
 
 # Data that change
@@ -252,3 +261,109 @@ def test_a_file_that_changes_while_a_stage_reads_it(tmp_path, how):
         with open_stage(run_dir, 'warmup', Reads) as stage:
             assert not stage.skip
         assert (stage.dir/'stage.json').exists()
+
+
+# Models and records
+
+def load_and_report(run_dir: Path, capsys) -> list[str]:
+    "What the commands say that take a model of a run."
+    said = []
+    for line in (['evaluate', str(run_dir)], ['predict', str(run_dir), str(run_dir), '--out', str(run_dir/'out')],
+                 ['report', str(run_dir)], ['export', str(run_dir), '--torch', str(run_dir/'model.pt2')]):
+        assert main(line) == 2
+        said.append(capsys.readouterr().err)
+    return said
+
+
+def test_a_model_that_its_stage_did_not_write_is_refused(run_dir, finished, tmp_path, capsys):
+    path = run_dir/'02_source_only'/'model.pt'
+    assert load(run_dir).name == 'source_only'
+    net = build_model(backbone='resnet10', num_classes=19, feature_dim=16, output_stride=32, seed=1)
+    save_checkpoint(path, net)
+    assert all(f'{path} is another file than its stage wrote' in text for text in load_and_report(run_dir, capsys))
+    flip(path)
+    assert all(f'{path} is another file' in text for text in load_and_report(run_dir, capsys))
+    alone = shutil.copy(finished/'02_source_only'/'model.pt', tmp_path/'alone.pt')
+    assert load(alone).name == 'alone.pt'
+    flip(Path(alone))
+    with pytest.raises(InputError, match='alone.pt is damaged'):
+        load_checkpoint(alone)
+
+
+def test_a_received_checkpoint_starts_no_download(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'load_state_dict_from_url', lambda *args, **more: pytest.fail('a download'))
+    content = load_torch(finished/'02_source_only'/'model.pt')
+    for backbone, weights in (('resnet18', 'IMAGENET1K_V1'), ('resnet18', '/etc/passwd.pt'), ('timm/hf-hub:a/b', None)):
+        build = dict(content['build'], backbone=backbone) | (dict(weights=weights) if weights else {})
+        save_torch(tmp_path/'model.pt', dict(content, build=build))
+        with pytest.raises(InputError, match='model.pt'):
+            load_checkpoint(tmp_path/'model.pt')
+
+
+@pytest.mark.parametrize('content', [b'{"format": 2, "con', b'\xff', b'[]', b'{"format": 2, "config": 3}'])
+def test_a_damaged_run_file_is_written_anew(run_dir, preset, content, capsys, monkeypatch):
+    (run_dir/'run.json').write_bytes(content)
+    (run_dir/'.run.json.4194999.tmp.json').touch()   # of a process that is gone
+    line = ['run', str(preset), '--run-dir', str(run_dir), '--until', 'data',
+            *(part for change in SHORT for part in ('--set', change))]
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert f'{run_dir}/run.json' in said and len(said.splitlines()) == 1
+    if content != b'[]':
+        assert '--update' in said
+    assert main([*line, '--update']) == 0 and '[1/8] data: complete' in capsys.readouterr().out
+    assert not list(run_dir.glob('.*.tmp*'))
+
+
+# The system
+
+def test_a_full_disk_names_the_file(run_dir, preset, tmp_path, capsys, monkeypatch):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match=r'big\.pt'):
+            save_torch(tmp_path/'big.pt', torch.zeros(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert not list(tmp_path.glob('*big*'))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, 'fsync', full)
+    assert main(['run', str(preset), '--run-dir', str(tmp_path/'new')]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/new/run.json: No space left on device" in said and len(said.splitlines()) == 1
+    with pytest.raises(OSError, match='No space left on device'):
+        run_data(run_dir, sample=2)
+    assert not list(run_dir.rglob('.*.tmp*')) and not (run_dir/'01_data'/'stage.json').exists()
+
+
+def test_a_run_that_is_deleted_midway_is_one_line(tmp_path):
+    run_dir = small_run(tmp_path/'run')
+    with pytest.raises(InputError, match='was deleted while warmup worked in it'):
+        with open_stage(run_dir, 'warmup', StageSettings) as stage:
+            shutil.rmtree(run_dir)
+            save_json(stage.dir/'a.json', 1)
+
+
+def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
+    text = '[source]\ndataset = "folder"\nroot = "a\\u0000b"\n'
+    (tmp_path/'own.toml').write_text(text)
+    lines = [['run', str(tmp_path/'own.toml')], ['check', '--source', str(tmp_path/'own.toml')],
+             ['run', 'demo', '--set', 'weights="a\\u0000.pt"']]
+    for line in lines:
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert 'a NUL' in said and len(said.splitlines()) == 1
+    image = tmp_path/'data'/'images'/'a.png'
+    image.parent.mkdir(parents=True)
+    for target in ('/proc/self/environ', '/dev/zero'):
+        image.unlink(missing_ok=True)
+        image.symlink_to(target)
+        for opener in (open_rgb, open_ids, open_colors):
+            with pytest.raises(InputError, match='no plain file'):
+                opener(image)
+    os.mkfifo(tmp_path/'pipe.png')
+    with pytest.raises(InputError, match='no plain file'):
+        open_ids(tmp_path/'pipe.png')

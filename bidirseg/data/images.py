@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from fastcore.basics import patch
 import numpy as np
 
-from ..core import InputError
+from ..core import InputError, check_plain_file
 from .labels import LabelSpace, values_to_train_ids
 from .pairing import match_keys
 
@@ -241,6 +241,7 @@ def opened(path: Path,
            what: str,   # how messages call the file: 'an image', 'a label map'
            max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     "An image file for decoding inside the block; whatever is wrong with it raises `InputError`."
+    check_plain_file(path, what)
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:

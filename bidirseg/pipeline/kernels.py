@@ -6,6 +6,7 @@
 __all__ = ['own_kernel']
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #c842ba6a
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from unittest.mock import patch
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
-from jupyter_core.utils import run_sync
+from jupyter_core.utils import ensure_event_loop, run_sync
 
 from ..core import STOP_SIGNALS, die_with_parent
 from ..training.loop import end_soon
@@ -119,7 +120,10 @@ class _OwnKernel(AsyncKernelManager):
 _PATIENCE = 8.   # seconds; a cluster kills ten or more after its signal
 
 def _let_end(kernel: AsyncKernelManager):
-    "Tell a kernel to end, and wait until it has."
+    "Tell a kernel to end, and wait until it has; papermill, which works no more, has nothing to say about its death."
+    for task in asyncio.all_tasks(ensure_event_loop()):
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.cancel()
     if _CAN_FORK and kernel.provisioner.process:
         with contextlib.suppress(ProcessLookupError):
             kernel.provisioner.process.terminate()
