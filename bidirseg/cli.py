@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Iterator
 
 import bidirseg
-from .core import InputError, StageError
+from .core import STOP_SIGNALS, InputError, StageError
 from .data import MAX_PIXELS
 from .runs import RunConfig, load_preset, load_run, parse_value, preset_names, stage_names
 
@@ -94,7 +94,8 @@ def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
 
 # %% ../nbs/10_command_line.ipynb #cf183886
 _EXIT_STATUS = ('exit status: 0 done; 1 something failed, or there is something to fix; 2 an input that cannot '
-                'be used; 130 stopped by Ctrl-C, 143 by SIGTERM: the same line goes on from there')
+                'be used; 130 stopped by Ctrl-C, 143 by SIGTERM or SIGUSR1, a training with its state kept: the same '
+                'line goes on from there')
 
 # %% ../nbs/10_command_line.ipynb #179eda11
 def _add_run(commands):
@@ -557,28 +558,29 @@ def _carry_out(args: Namespace) -> int:   # exit status
 
 # %% ../nbs/10_command_line.ipynb #a16cda0c
 class _Terminated(KeyboardInterrupt):
-    "SIGTERM came."
+    "SIGTERM or SIGUSR1 came."
 
 def _terminate(number: int, frame):
     raise _Terminated
 
 @contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator:
-    "A scope in which SIGTERM raises; in another thread than the main one signals stay as they are."
+def _stopped_by_signals() -> Iterator:
+    "A scope in which SIGTERM and SIGUSR1 raise; in another thread than the main one signals stay as they are."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _terminate) for number in STOP_SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 def main(argv: list[str] | None = None) -> int:  # exit status
     "The command line."
     args = make_parser().parse_args(argv)
     try:
-        with _stopped_by_sigterm():
+        with _stopped_by_signals():
             return _carry_out(args)
     except KeyboardInterrupt as stop:
         print('bidirseg: stopped; the same line goes on from here', file=sys.stderr)

@@ -27,20 +27,21 @@ def _with_slashes(name: str) -> str:
     return name if '/' in name else name.replace('\\', '/')
 
 # %% ../../nbs/data/04_archives.ipynb #a7b5d4f9
-def _members(path: Path) -> Iterator[tuple[str, int, Callable]]:
-    "The files in a zip or tar archive: name, size in bytes, function that opens it."
+def _members(path: Path) -> Iterator[tuple[str, int, Callable | None]]:
+    "What is in a zip or tar archive: name, size in bytes, function that opens it; None for a link or a device."
     if path.suffix.lower() == '.zip':
         with zipfile.ZipFile(path) as archive:
             for member in archive.infolist():
                 is_link = stat.S_ISLNK(member.external_attr >> 16)
                 name = _with_slashes(member.filename)
-                if not name.endswith('/') and not is_link:
-                    yield name, member.file_size, partial(archive.open, member)
+                if not name.endswith('/'):
+                    yield name, member.file_size, None if is_link else partial(archive.open, member)
     else:
         with tarfile.open(path) as archive:
             for member in archive:
-                if member.isfile():
-                    yield member.name, member.size, partial(archive.extractfile, member)
+                if not member.isdir():
+                    is_file = member.isfile()
+                    yield member.name, member.size, partial(archive.extractfile, member) if is_file else None
 
 # %% ../../nbs/data/04_archives.ipynb #616320a9
 def _place(path: Path, name: str, folder: Path) -> Path:
@@ -53,9 +54,25 @@ def _place(path: Path, name: str, folder: Path) -> Path:
     return place
 
 # %% ../../nbs/data/04_archives.ipynb #47319a1a
+_MOST_FILES, _MOST_RATIO, _HARMLESS = 2_000_000, 200, 2**30   # files; times the archive's size, from 1 GB on
+
+def _check_bomb(path: Path, files: int, size: int):
+    "Raise `InputError` for more files, or more bytes from so small a file, than any data set has."
+    ratio = size / max(1, path.stat().st_size)
+    if files > _MOST_FILES or size > _HARMLESS and ratio > _MOST_RATIO:
+        raise InputError(f"{path.name} unpacks to {files:,} files or more, {size / 2**30:.1f} GB or more, "
+                         f"{ratio:,.0f} times its size",
+                         f"at most {_MOST_FILES:,} files, and {_MOST_RATIO} times its size where that is over 1 GB",
+                         "do not trust it; if you do, unpack it by another program")
+
+# %% ../../nbs/data/04_archives.ipynb #a2d0edb6
 def _check_room(path: Path, folder: Path):
-    "Raise `InputError` where what is still packed does not fit on the disk."
-    need = sum(size for name, size, _ in _members(path) if not (folder/name).exists())
+    "Raise `InputError` where what is still packed does not fit on the disk, or is a bomb."
+    need = whole = 0
+    for count, (name, size, _) in enumerate(_members(path), 1):
+        whole += size
+        _check_bomb(path, count, whole)
+        need += 0 if (folder/name).exists() else size
     free = shutil.disk_usage(folder).free
     if need > free:
         need_gb, free_gb = f'{need / 2**30:.1f} GB', f'{free / 2**30:.1f} GB'
@@ -66,14 +83,18 @@ def _check_room(path: Path, folder: Path):
 def _unpack_archive(path: Path, folder: Path) -> int:   # files written
     "Unpack one archive; files that are there already stay as they are."
     _check_room(path, folder)
-    n_written = 0
+    n_written, refused = 0, []
     for name, _, open_member in progress(_members(path), path.name):
         place = _place(path, name, folder)
-        if place.exists():
+        if open_member is None:
+            refused.append(name)
+        if open_member is None or place.exists():
             continue
         with atomic_path(place) as tmp, open_member() as packed, open(tmp, 'wb') as file:
             shutil.copyfileobj(packed, file, 2**20)
         n_written += 1
+    if refused:
+        print(f'{path.name}: {len(refused)} links or devices are left out, such as {refused[0]}')
     return n_written
 
 # %% ../../nbs/data/04_archives.ipynb #6f86ceb3

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, Dataset
 import numpy as np
 
-from ..core import InputError, progress, spaced_indices
+from ..core import InputError, progress, spaced_indices, start_worker
 from .images import ImageSet, LabeledImageSet, opened
 from .labels import IGNORE, LabelSpace
 from ..plots import escape_mathtext
@@ -207,7 +207,8 @@ def _as_it_is(facts: dict) -> dict:
 def _walk(images: ImageSet, picks: list[int], workers: int) -> Iterator[dict]:
     "The facts of some images, in order, with a progress bar."
     loader = DataLoader(_ImageFacts(images, picks), batch_size=None, num_workers=workers,
-                        collate_fn=_as_it_is, prefetch_factor=16 if workers else None)
+                        collate_fn=_as_it_is, prefetch_factor=16 if workers else None,
+                        worker_init_fn=start_worker)
     return progress(loader, f'looking at {images.name}', len(picks))
 
 # %% ../../nbs/data/08_audit.ipynb #1ea92ff2

@@ -10,7 +10,7 @@ import csv
 import json
 from pathlib import Path
 
-from ..core import InputError
+from ..core import InputError, check_plain_file
 
 # %% ../../nbs/data/11_class_files.ipynb #2f2864b6
 def _cvat(text: str) -> dict:   # name:red,green,blue:parts:actions
@@ -65,6 +65,7 @@ def find_class_names(folders: list[Path]      # where to look, in order
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}, None
+    check_plain_file(path, "the names of classes")
     try:
         return _FORMATS[path.name](path.read_text(encoding='utf-8-sig')), path
     except (ValueError, IndexError, KeyError, TypeError) as e:

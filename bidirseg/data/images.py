@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from fastcore.basics import patch
 import numpy as np
 
-from ..core import InputError
+from ..core import InputError, check_plain_file
 from .labels import LabelSpace, values_to_train_ids
 from .pairing import match_keys
 
@@ -40,7 +40,7 @@ def apply_gain(image: Image.Image,     # RGB
 _OFTEN_UNCOMPRESSED = ('.bmp', '.tif', '.tiff')
 
 def file_fingerprint(path: Path) -> str:   # 'unreadable' where the system refuses
-    "What tells a file from another of its name: size and checksum of its ends, or of the whole."
+    "Size and checksum of both ends, which miss a change in the middle; of a type without compression of the whole."
     try:
         with open(path, 'rb') as f:
             if path.suffix.lower() in _OFTEN_UNCOMPRESSED:
@@ -51,6 +51,15 @@ def file_fingerprint(path: Path) -> str:   # 'unreadable' where the system refus
             return f'{size} {zlib.crc32(head + f.read()):x}'
     except OSError:
         return 'unreadable'
+
+# %% ../../nbs/data/01_images.ipynb #9323cdfc
+def _file_stamp(path: Path) -> tuple[int, int]:   # size, nanoseconds; (-1, -1): it cannot be seen
+    "Size and time of the last writing of a file."
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/data/01_images.ipynb #cac12254
 def _hash_entries(entries: list) -> str:   # 16 hexadecimal digits
@@ -86,6 +95,11 @@ class ImageSet:
     def fingerprint(self) -> str:
         "Changes when files are added, removed or rewritten, not when they are copied or moved."
         return _hash_entries([entry for name in self._per_image for entry in getattr(self, name)])
+
+    def file_stamps(self) -> list[tuple[int, int]]:   # of images, then of label maps
+        "Size and time of the last writing of every file; any change of bytes moves the time."
+        entries = [entry for name in self._per_image for entry in getattr(self, name)]
+        return [_file_stamp(entry) for entry in entries if isinstance(entry, Path)]
 
 # %% ../../nbs/data/01_images.ipynb #88437f64
 def _check_values(images: 'LabeledImageSet', i: int,
@@ -227,6 +241,7 @@ def opened(path: Path,
            what: str,   # how messages call the file: 'an image', 'a label map'
            max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     "An image file for decoding inside the block; whatever is wrong with it raises `InputError`."
+    check_plain_file(path, what)
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with Image.open(path) as image:

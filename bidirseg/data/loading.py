@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .._compat import tv_tensors
-from ..core import InputError, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, stream
+from ..core import InputError, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker, stream
 from .images import ImageSet, LabeledImageSet, open_ids
 
 # %% ../../nbs/data/07_loading.ipynb #192341ef
@@ -153,7 +153,8 @@ def train_loader(samples: Samples, batch_size: int,
     "Batches of `samples` for the steps start ... stop - 1; the same whatever the number of workers."
     batches = Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop)
     return DataLoader(samples, batch_sampler=batches, num_workers=workers,
-                      generator=stream(samples.seed, 'loader'), pin_memory=pin_memory)
+                      generator=stream(samples.seed, 'loader'), pin_memory=pin_memory,
+                      worker_init_fn=start_worker)
 
 # %% ../../nbs/data/07_loading.ipynb #ee88730a
 def mean_brightness(samples: Samples,

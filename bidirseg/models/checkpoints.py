@@ -54,7 +54,7 @@ def load_checkpoint(path: str | Path,                    # written by save_check
         raise InputError(f"{path} holds something else", what,
                          "read the published files with load_published, or take another file")
     try:
-        model = build_model(**_current_names(data['build']))
+        model = build_model(weights=None, **_current_names(data['build']))   # a file that asks for some is refused
         model.load_state_dict(data['state'])
     except (RuntimeError, TypeError, KeyError, AttributeError, InputError) as error:
         raise InputError(f"{path}: {type(error).__name__} {str(error)[:200]}", what,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_client import AsyncKernelManager
 
-from ..core import InputError, StageError
+from ..core import InputError, StageError, naming_file
 from ..runs.log import RunLog
 
 if TYPE_CHECKING:   # both take seconds; functions import them, so that a kernel need not
@@ -75,7 +75,7 @@ def execute(notebook: Path, out: Path, parameters: dict, kernel: AsyncKernelMana
     import papermill
     pattern = str(out).replace('{', '{{').replace('}', '}}')   # papermill fills parameters into paths
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), naming_file(out):
             warnings.simplefilter('ignore')
             papermill.execute_notebook(_without_tests(notebook), pattern, parameters, kernel_name='python3',
                                        progress_bar=False, stdout_file=log, stderr_file=sys.stderr, km=kernel,

@@ -6,6 +6,7 @@
 __all__ = ['exit_with_parent', 'own_kernel']
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #c842ba6a
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -21,7 +22,10 @@ from unittest.mock import patch
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
-from jupyter_core.utils import run_sync
+from jupyter_core.utils import ensure_event_loop, run_sync
+
+from ..core import STOP_SIGNALS, die_with_parent
+from ..training.loop import end_soon
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #84ff7656
 _CAN_FORK = sys.platform == 'linux'
@@ -36,6 +40,7 @@ def exit_with_parent():
 def _be_kernel(arguments: list[str], environment: dict[str, str], folder: str):
     "What the copy does: be a kernel until it is told to stop."
     os.setsid()
+    die_with_parent()
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -43,6 +48,9 @@ def _be_kernel(arguments: list[str], environment: dict[str, str], folder: str):
     multiprocessing.current_process().daemon = False          # it may have workers
     multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=exit_with_parent, daemon=True).start()
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, end_soon)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     from ipykernel.kernelapp import IPKernelApp
     IPKernelApp.launch_instance([*arguments, f'--IPKernelApp.parent_handle={os.getppid()}'])
 
@@ -55,8 +63,12 @@ class _Copy:
         copies = multiprocessing.get_context('forkserver')
         copies.set_forkserver_preload(_IMPORTED)   # heeded when the server starts, with the first copy
         self.process = copies.Process(target=_be_kernel, args=(arguments, environment, folder), daemon=True)
-        with patch.dict(sys.modules, __main__=ModuleType('__main__')), patch.dict(os.environ, PYTHONSAFEPATH='1'):
-            self.process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)   # the server inherits that
+        try:
+            with patch.dict(sys.modules, __main__=ModuleType('__main__')), patch.dict(os.environ, PYTHONSAFEPATH='1'):
+                self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         self.pid = self.process.pid
 
     def poll(self) -> int | None:
@@ -104,6 +116,19 @@ class _OwnKernel(AsyncKernelManager):
         if not self.shutting_down:
             await super()._async_interrupt_kernel()
 
+# %% ../../nbs/pipeline/09_kernels.ipynb #424e0db3
+_PATIENCE = 8.   # seconds; a cluster kills ten or more after its signal
+
+def _let_end(kernel: AsyncKernelManager):
+    "Tell a kernel to end, and wait until it has; papermill, which works no more, has nothing to say about its death."
+    for task in asyncio.all_tasks(ensure_event_loop()):
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.cancel()
+    if _CAN_FORK and kernel.provisioner.process:
+        with contextlib.suppress(ProcessLookupError):
+            kernel.provisioner.process.terminate()
+        kernel.provisioner.process.wait(_PATIENCE)
+
 # %% ../../nbs/pipeline/09_kernels.ipynb #670d3b23
 @contextlib.contextmanager
 def own_kernel(style: str = 'lines'   # in which it shows progress, see `bidirseg.core.progress`
@@ -119,6 +144,9 @@ def own_kernel(style: str = 'lines'   # in which it shows progress, see `bidirse
         try:
             yield kernel
             failed = False
+        except KeyboardInterrupt:   # or a signal that `bidirseg` answers like one
+            _let_end(kernel)
+            raise
         finally:
             if kernel.connected:
                 kernel.connected.stop_channels()

@@ -32,6 +32,7 @@ from ..models import (
 from . import photos as files, video
 from .photos import Photo, results_of
 from ..runs import RunConfig, label_space, load_run, open_images, set_up_torch, stage_dir, trained_stages
+from ..runs.stage import check_recorded
 
 # %% ../../nbs/pipeline/03_predict.ipynb #3e3b6c68
 @dataclass
@@ -110,7 +111,9 @@ def load(path: str | Path,           # a run directory, or a checkpoint file, ou
     config, chosen = load_run(path), _chosen_stage(path)
     stage = check_name(stage or chosen, trained_stages(path), 'trained stage')
     set_up_torch(config)
-    model = load_checkpoint(stage_dir(path, stage)/'model.pt', pick_device(config.device))[0]
+    file = stage_dir(path, stage)/'model.pt'
+    check_recorded(file)
+    model = load_checkpoint(file, pick_device(config.device))[0]
     return Segmenter(model, label_space(config), config.size, stage, config)
 
 # %% ../../nbs/pipeline/03_predict.ipynb #26a7c353

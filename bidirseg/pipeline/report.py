@@ -24,8 +24,9 @@ from ..evaluation import fallen_images, gap_closed
 from ..judgement import judgement_text, read_judgement
 from ..runs import (RunConfig, changed_settings, csv_link, fill, html_figure, html_page, html_picture,
                            html_table, label_space, load_run, markdown, mean_spread, own_path, percent, render,
-                           run_line, stage_dir, stage_kind, stage_names, supervision_text)
+                           run_line, stage_dir, stage_kind, stage_names, supervision_text, trained_stages)
 from ..runs.charts import bar_chart, confusion_chart, curve_chart, gain_chart, map_chart
+from ..runs.stage import check_recorded
 
 # %% ../../nbs/pipeline/02_report.ipynb #1eb6d257
 def _score_row(name: str,
@@ -120,7 +121,10 @@ def readable_run(run_dir: Path):
 # %% ../../nbs/pipeline/02_report.ipynb #4dc0f225
 def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty without labelled images
     "The scores of a finished run."
-    return load_json(stage_dir(run_dir, 'evaluation')/'scores.json', 'the scores of a finished run')
+    path = stage_dir(run_dir, 'evaluation')/'scores.json'
+    if path.exists() and not own_path(run_dir, path):
+        raise InputError(f"{path} is reached through a link", "a file of the run itself", "put the file there")
+    return load_json(path, 'the scores of a finished run')
 
 def _supervision(run_dir: Path) -> str:   # '' where the run is unsupervised
     "Whether a run also learnt from labels of the target, in a sentence."
@@ -573,6 +577,8 @@ def _page(run_dir: Path) -> str:   # HTML
 def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir = Path(run_dir)
+    for name in trained_stages(run_dir):
+        check_recorded(stage_dir(run_dir, name)/'model.pt')   # which was scored
     with readable_run(run_dir):
         page = _page(run_dir)
     with atomic_path(run_dir/'report.html') as tmp:

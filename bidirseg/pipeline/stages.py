@@ -19,7 +19,7 @@ from typing import Callable, NamedTuple
 
 # %% ../../nbs/pipeline/01_stages.ipynb #d666eb8b
 from .. import distillation, evaluation, judgement, prototypes, pseudo_labels, reweighting, self_training, warmup
-from ..core import InputError, check_name, pick_device, read_toml
+from ..core import InputError, check_name, naming_file, pick_device, read_toml
 from ..data import LABEL_SPACES, description_space, open_domain, read_description
 from ..models import build_backbone, build_model
 from ..models.deeplab import ASPP
@@ -34,6 +34,7 @@ from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finis
                            start_run)
 from ..runs import notebooks_folder as notebooks_folder
 from ..runs.log import RunLog
+from ..runs.stage import check_stage_folder, clear_folder, own_files
 from ..training import TrainSettings
 
 # %% ../../nbs/pipeline/01_stages.ipynb #f770c3cd
@@ -231,9 +232,9 @@ def configure(preset: str,
 # %% ../../nbs/pipeline/01_stages.ipynb #f8820953
 def begin_stage(folder: Path):
     "Make ready the folder of a stage that is going to run."
+    check_stage_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ('stage.json', 'notebook.ipynb'):
-        (folder/name).unlink(missing_ok=True)
+    (folder/'notebook.ipynb').unlink(missing_ok=True)
 
 def _run_notebook(run_dir: Path, name: str, log: RunLog):
     "Execute a stage's notebook into its folder."
@@ -251,13 +252,20 @@ def run_stage(run_dir: Path, name: str):
     _run_notebook(run_dir, name, RunLog())
 
 # %% ../../nbs/pipeline/01_stages.ipynb #cc63633e
-def _link(source: str, target: str):
+def _link(source: Path, target: Path):
     "Give a file a second place; a copy where the disk is another or the file is no artefact."
-    if not source.endswith('notebook.ipynb'):
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.name != 'notebook.ipynb' and not source.name.startswith('.'):
         with contextlib.suppress(OSError):
             os.link(source, target)
             return
     shutil.copy2(source, target)
+
+def _take_over(source: Path, folder: Path):
+    "Give a folder what another run's stage wrote; notes and links stay where they are."
+    for path in own_files(source):
+        with naming_file(folder):
+            _link(path, folder/path.relative_to(source))
 
 def _has_record(run_dir: Path, name: str) -> bool:
     "Whether a run has this stage, and the stage its record."
@@ -281,11 +289,12 @@ def reuse_stage(run_dir: Path, name: str, others: list[Path]) -> bool:   # wheth
     for other in others:
         if other == run_dir or not _has_record(other, name):
             continue
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(stage_dir(other, name), folder, copy_function=_link)
+        clear_folder(folder)
+        _take_over(stage_dir(other, name), folder)
         if _still_holds(run_dir, name):
             return True
-        shutil.rmtree(folder)
+        clear_folder(folder)
+        folder.rmdir()
     return False
 
 # %% ../../nbs/pipeline/01_stages.ipynb #9d143a6f

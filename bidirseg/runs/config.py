@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Iterable
 
 import bidirseg
-from ..core import WEIGHT_FILES, InputError, check_name, load_json, read_toml, save_json
+from ..core import (
+    WEIGHT_FILES, InputError, check_name, check_text, load_json, read_toml, remove_half_written, save_json)
 from ..data import LABEL_SPACES, LabelSpace
 
 # %% ../../nbs/runs/00_config.ipynb #0bc81477
@@ -138,7 +139,8 @@ def _is_rgb(color) -> bool:
     return all(isinstance(value, int) and 0 <= value < 256 for value in color)
 
 def _check_config_values(config: 'RunConfig'):
-    "Raise `InputError` for sizes, colours and numbers that cannot be."
+    "Raise `InputError` for texts, sizes, colours and numbers that cannot be."
+    check_text(asdict(config), 'the settings')
     for name in ('height', 'width', 'source_height', 'source_width', 'crop_height', 'crop_width'):
         value = getattr(config, name)
         if value is not None and value < 16:
@@ -380,21 +382,32 @@ def full_paths(config: RunConfig) -> RunConfig:
 # %% ../../nbs/runs/00_config.ipynb #464437fd
 _FORMAT = 2   # of run directories; 1 had prototypes and pseudo labels in one stage
 
+_MEND_RUN = 'start the line of the run again with --update, which writes this file anew; stages that hold stay'
+
 def load_run(run_dir: str | Path) -> RunConfig:
     "The configuration of a run directory."
     path = Path(run_dir)/'run.json'
     if not path.is_file():
         raise InputError(f"{run_dir} has no run.json", "a run directory",
                          "start one with: bidirseg run PRESET --run-dir DIR")
-    data = load_json(path, "a run's configuration")
+    data = load_json(path, "a run's configuration", _MEND_RUN)
     found = data.get('format') if isinstance(data, dict) else data
     if found != _FORMAT:
         raise InputError(f"{path} has format {found!r}", f"format {_FORMAT}",
                          "it was made by another version of bidirseg: run again in a new directory")
     if not isinstance(data.get('config'), dict):
         raise InputError(f"{path} has no configuration", "a run's configuration",
-                         "it is broken or made by another version: run again in a new directory")
+                         _MEND_RUN)
     return make_settings(RunConfig, data['config'])
+
+# %% ../../nbs/runs/00_config.ipynb #bd2c772a
+def _is_damaged(path: Path) -> bool:
+    "Whether a run.json cannot be read at all, of whatever version."
+    try:
+        data = json.loads(path.read_text())
+    except ValueError:
+        return True
+    return not isinstance(data, dict) or not isinstance(data.get('config'), dict)
 
 # %% ../../nbs/runs/00_config.ipynb #f79fa45b
 def _left_by_a_run(path: Path) -> bool:
@@ -435,7 +448,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
               ) -> Path:
     "Make a run directory, or find that it is already this run's."
     run_dir = Path(run_dir)
-    if (run_dir/'run.json').exists():
+    if (run_dir/'run.json').exists() and not (update and _is_damaged(run_dir/'run.json')):
         changed = _differences(load_run(run_dir), config)
         if changed and not update:
             raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(changed[:4])}",
@@ -443,6 +456,8 @@ def start_run(run_dir: str | Path, config: RunConfig,
                              "choose another run directory, or go on with the new settings: "
                              "--update, or -p update True for papermill")
     check_run_dir(run_dir)
+    if run_dir.exists():
+        remove_half_written(run_dir)
     save_json(run_dir/'run.json', dict(format=_FORMAT, config=asdict(config), line=line))
     return run_dir
 
