@@ -27,7 +27,7 @@ def made_by(seconds: float) -> dict:
 
 def write_scores(folder):
     confusion = [[8, 2, 0], [1, 9, 0], [0, 0, 0]]
-    rest = dict(pixel_accuracy=.8, images=4, confusion=confusion)
+    rest = dict(pixel_accuracy=.8, images=EVIL, confusion=confusion)
     scores = {name: dict(found, miou_by_classes={EVIL: found['miou']}, **rest)
               for name, found in (('source_only', SOURCE_ONLY), ('self_training', ADAPTED))}
     save_json(folder/'scores.json', scores)
@@ -118,6 +118,20 @@ def test_the_page_needs_no_network_and_no_mouse(page):
     assert all(page.count(f'id="{anchor}"') == 1 for anchor in anchors) and 'stage-self_training' in anchors
     assert all(' alt="' in tag for tag in re.findall('<img [^>]*>', page))
     assert page.count('<svg') == page.count('role="img" aria-label="')
+
+
+def test_no_record_is_read_through_a_link(tmp_path):
+    run_dir = make_run(tmp_path/'run')
+    scores = stage_dir(run_dir, 'evaluation')/'scores.json'
+    scores.rename(tmp_path/'secret.json')
+    scores.symlink_to(tmp_path/'secret.json')
+    assert main(['report', str(run_dir)]) == 2 and not (run_dir/'report.html').exists()
+    folder = stage_dir(run_dir, 'warmup')
+    folder.rename(tmp_path/'elsewhere')
+    folder.symlink_to(tmp_path/'elsewhere')
+    scores.unlink()
+    (tmp_path/'secret.json').rename(scores)
+    assert 'id="stage-warmup"' not in report(run_dir).read_text()
 
 
 def test_links_lead_to_files_beside_the_page(tmp_path):

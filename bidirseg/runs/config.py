@@ -391,7 +391,9 @@ def load_run(run_dir: str | Path) -> RunConfig:
         raise InputError(f"{run_dir} has no run.json", "a run directory",
                          "start one with: bidirseg run PRESET --run-dir DIR")
     data = load_json(path, "a run's configuration", _MEND_RUN)
-    found = data.get('format') if isinstance(data, dict) else data
+    if not isinstance(data, dict):
+        raise InputError(f"{path} is no table", "a run's configuration", _MEND_RUN)
+    found = data.get('format')
     if found != _FORMAT:
         raise InputError(f"{path} has format {found!r}", f"format {_FORMAT}",
                          "it was made by another version of bidirseg: run again in a new directory")
