@@ -26,7 +26,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import (InputError, atomic_path, commit, fingerprint, load_json, load_torch, peak_memory,
+from ..core import (InputError, atomic_path, commit, cpu_count, fingerprint, load_json, load_torch, peak_memory,
                            pick_device, progress, save_json, save_torch, versions)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..models import keep_maps, load_checkpoint
@@ -331,8 +331,8 @@ def remove_states(self: Stage):
 
 def set_up_torch(config: RunConfig):
     "Threads and determinism as the run asks for them."
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.threads or cpu_count() < torch.get_num_threads():   # a container may have fewer than there are
+        torch.set_num_threads(config.threads or cpu_count())
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)

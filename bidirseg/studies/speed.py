@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'Row', 'bench_table', 'Rates', 'BroadcastEM', 'bench_prototypes', 'bare_loop', 'bench_training',
-           'bench_modes', 'bench_check', 'bench_predict', 'bench_passes']
+           'bench_modes', 'bench_check', 'bench_predict', 'bench_passes', 'bench_busy']
 
 # %% ../../nbs/studies/04_speed.ipynb #22013419
 import contextlib
@@ -730,9 +730,38 @@ def bench_passes(device: str = 'cpu',   # cpu or cuda
         passes = _passes_of_source(domains['source'], config, network)
         passes |= _passes_of_target(domains['target'], config, network, Path(root, 'labels'))
         rows += _pass_rows(passes, images)
-        share = _forward_share(domains['target'], config, device)
+        share = _forward_share(domains['target'].select(range(min(2, images))), config, device)
     return [*rows, Row.at_least('forward_share_of_a_pass', share, 'of the time', .8)]
+
+# %% ../../nbs/studies/04_speed.ipynb #690f8b56
+_BUSY = 'import os; parent = os.getppid()\nwhile os.getppid() == parent: pass'   # as long as this process lives
+
+@contextlib.contextmanager
+def _busy_processes(n: int):
+    "Other programs that take all the processor time they get."
+    others = [subprocess.Popen([sys.executable, '-c', _BUSY]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+# %% ../../nbs/studies/04_speed.ipynb #7020dedf
+def bench_busy(device: str = 'cpu',   # cpu or cuda
+               steps: int = 6, batch_size: int = 4, turns: int = 3) -> list[Row]:
+    "A training step of the demo beside busy processes, against the same alone."
+    device, config = pick_device(device), load_preset('demo')
+    settings, others = stage_settings(WarmupSettings, config, 'source_only'), cpu_count() + 1
+    batch = _random_batch(batch_size, config.size, len(label_space(config)), stream(0, 'bench busy'))
+    work = partial(bare_loop, init_model(config, device), settings, [to_device(batch, device)] * steps)
+    alone, = _medians([work], device, turns)
+    with _busy_processes(others):
+        busy, = _medians([work], device, turns)
+    threads = torch.get_num_threads()
+    return [Row('step_alone', alone / steps, f's with {threads} threads'),
+            Row.at_most(f'step_beside_{others}_busy_processes', busy / alone, 'times as long', 5.)]
 
 # %% ../../nbs/studies/04_speed.ipynb #51cf7504
 BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check,
-               predict=bench_predict, passes=bench_passes)
+               predict=bench_predict, passes=bench_passes, busy=bench_busy)
