@@ -447,7 +447,7 @@ def _study_checkpoints(args: Namespace):
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
-_BENCHES = ('check', 'modes', 'predict', 'prototypes', 'training')
+_BENCHES = ('busy', 'check', 'modes', 'passes', 'predict', 'prototypes', 'training')
 
 def _add_bench(commands):
     parser = commands.add_parser('bench', help='measure speed and memory, as ratios in one run')

@@ -482,10 +482,22 @@ def progress(items: Iterable,
     return tqdm(items, desc=what, total=total, initial=start, mininterval=2.0, file=sys.stdout,
                 ascii=' .oO', ncols=100, smoothing=0.1)
 
+# %% ../nbs/11_core.ipynb #a99f504c
+def _quota(folder: Path = Path('/sys/fs/cgroup')) -> float:   # processors; infinite where there is no limit
+    "How many processors' time a control group allows."
+    files = folder/'cpu.max', folder/'cpu/cpu.cfs_quota_us', folder/'cpu/cpu.cfs_period_us'   # version 2; version 1
+    try:
+        text = files[0].read_text() if files[0].exists() else ' '.join(file.read_text() for file in files[1:])
+        allowed, period = (float(number) for number in text.split())
+    except (OSError, ValueError):   # another system, or the word max
+        return float('inf')
+    return allowed / period if allowed > 0 else float('inf')
+
 # %% ../nbs/11_core.ipynb #ee34de92
 def cpu_count() -> int:
     "Processors that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    return int(max(1, min(mine, _quota())))
 
 # %% ../nbs/11_core.ipynb #3e9c261f
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)   # the second is what clusters send ahead of a time limit

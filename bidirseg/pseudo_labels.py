@@ -4,20 +4,21 @@
 
 # %% auto #0
 __all__ = ['LABEL_SOURCES', 'prototype_log_posterior', 'PseudoLabeler', 'ScoreQuantiles', 'fit_score_quantiles',
-           'PseudoLabelSettings', 'trusted', 'write_labels', 'class_shares', 'label_rows', 'make_labeler', 'run']
+           'PseudoLabelSettings', 'trusted', 'count_labels', 'LabelWriter', 'class_shares', 'label_rows',
+           'make_labeler', 'run']
 
 # %% ../nbs/04_pseudo_labels.ipynb #4888fa36
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Iterable
 
 import numpy as np
 import torch
-from PIL import Image
+from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import InputError, atomic_path, check_name, save_json, spaced_indices, stream
-from .data import IGNORE, LabelSpace, Samples
+from .core import InputError, check_name, progress, save_json, spaced_indices, stream
+from .data import IGNORE, LabelSpace, Samples, save_map
 from .mixture import SCORES, ClassPrototypes, Reservoir, best_class
 from .models import predict_features, update_bn, upsample
 from .plots import image_grid, save_figure, save_pictures
@@ -45,16 +46,22 @@ class PseudoLabeler:
     mirror: bool = False                # look at the mirror image too
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, Tensor]:
-        features, logits = predict_features(self.model, image, self.mirror)
-        size = image.shape[1:]
+        labels, scores = self.label_batch(torch.from_numpy(image)[None])
+        return labels[0].cpu(), scores[0].cpu()
+
+    def label_batch(self, images: Tensor   # (b, 3, h, w) uint8
+                    ) -> tuple[Tensor, Tensor]:   # labels and scores (b, h, w) on the network's device
+        "The labels and scores of several images."
+        features, logits = predict_features(self.model, images, self.mirror)
+        size = images.shape[-2:]
         if self.label_source == 'prototypes':
-            labels, scores = self.prototypes.label_map(features, size, self.prototypes.log_prior_, self.score)
-            return labels[0].cpu(), scores[0].cpu()
+            return self.prototypes.label_map(features, size, self.prototypes.log_prior_, self.score)
         log_posterior = logits.log_softmax(1)
         if self.label_source == 'both':
-            log_posterior = log_posterior + prototype_log_posterior(self.prototypes, features, self.temperature)
+            parts = [prototype_log_posterior(self.prototypes, one[None], self.temperature) for one in features]
+            log_posterior = log_posterior + torch.cat(parts)
         labels, scores = best_class(upsample(log_posterior, size).flatten(2), None, self.score)
-        return labels[0].view(size).cpu(), scores[0].view(size).cpu()
+        return labels.unflatten(1, size), scores.unflatten(1, size)
 
 # %% ../nbs/04_pseudo_labels.ipynb #a786836f
 class ScoreQuantiles:
@@ -68,27 +75,36 @@ class ScoreQuantiles:
 
     def __call__(self, labels: Tensor, scores: Tensor) -> Tensor:  # both (...) -> (...) in [0, 1]
         "The rank of each score."
-        rank = torch.zeros_like(scores)
+        rank, table = torch.zeros_like(scores), self.table.to(scores.device)
         for c in labels.unique().tolist():
             mine = labels == c
-            rank[mine] = torch.searchsorted(self.table[c], scores[mine].clamp(*_FINITE), right=True) / 256
+            rank[mine] = torch.searchsorted(table[c], scores[mine].clamp(*_FINITE), right=True) / 256
         return rank
 
 _LARGEST = torch.finfo(torch.float32).max
 _FINITE = (-_LARGEST, _LARGEST)   # a margin is infinite without a second class
 
+# %% ../nbs/04_pseudo_labels.ipynb #c97f929f
+@patch
+def highest(self: ScoreQuantiles, labels: Tensor, scores: Tensor,   # (...) both
+            keep: float) -> Tensor:                                 # (...) bool
+    "Which scores have a rank of at least 1 - `keep`."
+    n_below = int((torch.arange(257) / 256 >= 1 - keep).nonzero()[0])   # quantiles that such a score reaches
+    if n_below == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    reached = self.table[:, n_below - 1].to(scores.device)   # (classes,)
+    return scores.clamp(*_FINITE) >= reached[labels]
+
 # %% ../nbs/04_pseudo_labels.ipynb #463fb272
-def fit_score_quantiles(label_at: Callable,   # position of an image -> labels, scores
-                        images: int,          # how many there are; at most a hundred are looked at
+def fit_score_quantiles(found: Iterable,   # labels and scores (...) of evenly spaced images
                         num_classes: int, seed: int,
                         per_class: bool = False,
                         ) -> ScoreQuantiles:
-    "Quantiles of the scores over evenly spaced images: of each class its own, or of all."
+    "Quantiles of the scores: of each class its own, or of all."
     groups, size = (num_classes, 50_000) if per_class else (1, 500_000)
     sample = Reservoir(groups, size, stream(seed, 'scores'))
-    for i in spaced_indices(images, 100):
-        labels, scores = label_at(i)
-        group = labels.flatten() if per_class else torch.zeros(labels.numel(), dtype=torch.int64)
+    for labels, scores in found:
+        group = labels.flatten().cpu() if per_class else torch.zeros(labels.numel(), dtype=torch.int64)
         sample.add(scores.reshape(-1, 1), group)
     scores_by_class = sample.by_class()
     if not per_class:
@@ -125,23 +141,38 @@ class PseudoLabelSettings(StageSettings):
 def trusted(labels: Tensor, scores: Tensor, quantiles: ScoreQuantiles, settings: PseudoLabelSettings) -> Tensor:
     "The labels that are kept; the others are 255."
     if settings.threshold is None:
-        keep = quantiles(labels, scores) >= 1 - settings.keep
+        keep = quantiles.highest(labels, scores, settings.keep)
     else:
         keep = scores >= settings.threshold
     return torch.where(keep, labels, IGNORE).to(torch.uint8)
 
 # %% ../nbs/04_pseudo_labels.ipynb #c4728cd0
-def write_labels(label: PseudoLabeler, samples: Samples, quantiles: ScoreQuantiles, settings: PseudoLabelSettings,
-                 folder: Path, i: int) -> dict[str, list]:
-    "Label image `i` and write `KEY.png`; returns pixels by class, all and kept."
-    labels, scores = label(samples.read(i)['image'])
-    kept = trusted(labels, scores, quantiles, settings)
-    with atomic_path(folder/f'{samples.images.keys[i]}.png') as tmp:
-        Image.fromarray(kept.numpy()).save(tmp)
-    classes = label.model.num_classes
-    every = torch.bincount(labels.flatten(), minlength=classes)
-    some = torch.bincount(kept[kept != IGNORE].long(), minlength=classes)
-    return dict(every=every.tolist(), kept=some.tolist())
+def count_labels(labels: Tensor, kept: Tensor,   # (h, w) uint8 train ids; in `kept` 255 is no label
+                 num_classes: int) -> dict[str, list]:
+    "Pixels by class, all and kept."
+    counts = [np.bincount(ids.numpy().ravel(), minlength=256)[:num_classes].tolist() for ids in (labels, kept)]
+    return dict(zip(('every', 'kept'), counts))
+
+# %% ../nbs/04_pseudo_labels.ipynb #1eb7335e
+@dataclass
+class LabelWriter:
+    "Labels images and writes `KEY.png` for each; the two parts of a pass of a stage."
+    label: PseudoLabeler
+    quantiles: ScoreQuantiles
+    settings: PseudoLabelSettings
+    folder: Path
+    keys: tuple[str, ...]   # of the images
+
+    def of_batch(self, batch: dict) -> Iterable:   # of labels and kept labels, (h, w) uint8 on the device
+        "The labels of each image of a batch."
+        labels, scores = self.label.label_batch(batch['image'])
+        return zip(labels.to(torch.uint8), trusted(labels, scores, self.quantiles, self.settings))
+
+    def write(self, i: int, answer: tuple[Tensor, Tensor]) -> dict[str, list]:
+        "Write the labels of image `i` that are kept; returns pixels by class, all and kept."
+        labels, kept = (ids.cpu() for ids in answer)
+        save_map(self.folder/f'{self.keys[i]}.png', kept.numpy())
+        return count_labels(labels, kept, self.label.model.num_classes)
 
 # %% ../nbs/04_pseudo_labels.ipynb #84231baf
 def class_shares(counts: list[dict], space: LabelSpace
@@ -179,6 +210,14 @@ def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, m
     return PseudoLabeler(model, prototypes, stage.load_json('prototypes/prototypes.json')['temperature'],
                          settings.label_source, settings.score, settings.mirror)
 
+# %% ../nbs/04_pseudo_labels.ipynb #719508cf
+def _ranked_scores(stage: Stage, label: PseudoLabeler, target: Samples, most: int = 100) -> ScoreQuantiles:
+    "Quantiles of the scores of some target images, evenly spaced."
+    picks, settings = spaced_indices(len(target), most), stage.settings
+    found = stage.answers(target, picks, lambda batch: zip(*label.label_batch(batch['image'])), 1)
+    return fit_score_quantiles(progress(found, 'ranking scores', len(picks)), len(stage.label_space),
+                               stage.config.seed, settings.per_class)
+
 # %% ../nbs/04_pseudo_labels.ipynb #70e66a06
 def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  # the stage's folder
     "The stage: writes `labels/KEY.png` for every target image, `labels.json` and pictures."
@@ -188,10 +227,9 @@ def run(run_dir: str | Path, name: str = 'pseudo_labels', **changes) -> Path:  #
         settings, space, model = stage.settings, stage.label_space, stage.load_model('warmup')
         target = stage.samples('target', exposure_gain=model.exposure_gain)
         label = make_labeler(stage, settings, target, model)
-        quantiles = fit_score_quantiles(lambda i: label(target.read(i)['image']), len(target), len(space),
-                                        stage.config.seed, settings.per_class)
-        counts = stage.each_image('pseudo labels', len(target), lambda i: write_labels(
-            label, target, quantiles, settings, stage.dir/'labels', i))
+        quantiles = _ranked_scores(stage, label, target)
+        writer = LabelWriter(label, quantiles, settings, stage.dir/'labels', target.images.keys)
+        counts = stage.each_image('pseudo labels', target, writer.of_batch, writer.write)
         save_json(stage.dir/'labels.json', class_shares(counts, space))
         picks = spaced_indices(len(target), 4)
         rows = label_rows(label, target, quantiles, settings, space, picks)

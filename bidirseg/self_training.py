@@ -19,6 +19,7 @@ from .core import InputError, check_name
 from .data import Samples, TwoViews, augment, classmix, read_maps
 from .mixture import ClassPrototypes
 from .models import BN_MODES, forward_domains, upsample
+from .reweighting import load_weights
 from .runs import Stage, open_stage, stage_settings
 from .training import (CRITERIA, CheckpointTracker, TrainSettings, class_weights, consistency_loss,
                                labelled_loss, labelled_target, ramp_up, save_outputs, source_loss,
@@ -62,7 +63,7 @@ class SelfTrainingSettings(TrainSettings):
 
     def inputs(self, stage) -> list[str]:
         "Both domains, the warm-up model and the pseudo labels; maps and prototypes where they are used."
-        weights = ['reweighting/weights'] if self.source_weights else []
+        weights = ['reweighting/weights.pt'] if self.source_weights else []
         prototypes = ['prototypes/prototypes.pt'] if self.model_selection != 'last' else []
         domains = [*stage.config.labelled_domains, 'target']
         return [*domains, 'warmup/model.pt', 'pseudo_labels/labels', *weights, *prototypes]
@@ -121,15 +122,13 @@ def source_samples(stage: Stage, weights: bool) -> Samples:
     "The source in the style of the warm-up, perhaps with its transferability maps."
     config, warmup = stage.config, stage_settings(WarmupSettings, stage.config, 'warmup')
     styles = Samples(stage.images('target'), config.source_size)
-    maps = {}
-    if weights:
-        maps['weight'] = read_maps(stage.path('reweighting/weights'), stage.images('source'), 'weight maps')
-    return stage.samples('source', source_transform(stage.settings, warmup, styles, config), maps)
+    of_pixels = load_weights(stage.path('reweighting/weights.pt'), stage.images('source')) if weights else None
+    return stage.samples('source', source_transform(stage.settings, warmup, styles, config), weights=of_pixels)
 
 def target_samples(stage: Stage, labels: Path, exposure_gain: float, transform) -> Samples:
     "The target with label maps from a folder."
     maps = dict(label=read_maps(labels, stage.images('target'), 'pseudo labels'))
-    return stage.samples('target', transform, maps, exposure_gain)
+    return stage.samples('target', transform, maps, exposure_gain=exposure_gain)
 
 # %% ../nbs/06_self_training.ipynb #634cc705
 def _make_tracker(stage: Stage, student: nn.Module, teacher: nn.Module) -> CheckpointTracker | None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import torch
 
 from ..core import seeded, spaced_indices
-from ..data import Samples
+from ..data import Samples, read_batches
 from .inference import forward
 
 # %% ../../nbs/models/04_batchnorm.ipynb #cfcd4411
@@ -37,14 +37,14 @@ def _bn_momentum(model: nn.Module, momentum: float | None):
             norm.momentum = old
 
 # %% ../../nbs/models/04_batchnorm.ipynb #87d13a8f
-def _full_batches(samples: Samples, most: int, batch_size: int) -> Iterator[Tensor]:
+def _full_batches(samples: Samples, most: int, batch_size: int,
+                  device: torch.device = torch.device('cpu')) -> Iterator[Tensor]:
     "At most `most` evenly spaced images as bytes, in full batches; what is left of them is dropped, unless it is all."
     picks = spaced_indices(len(samples), most)
     if len(picks) > batch_size:
         picks = picks[:len(picks) // batch_size * batch_size]
-    for start in range(0, len(picks), batch_size):
-        chosen = picks[start:start + batch_size]
-        yield torch.stack([torch.from_numpy(samples.read(i)['image']) for i in chosen])
+    for batch in read_batches(samples, picks, batch_size, device):
+        yield batch['image']
 
 # %% ../../nbs/models/04_batchnorm.ipynb #64a1cf33
 def update_bn(model: nn.Module,     # changed in place
@@ -58,7 +58,7 @@ def update_bn(model: nn.Module,     # changed in place
         if norm.training:   # those of a frozen backbone stay as they are
             norm.reset_running_stats()
     with _bn_momentum(model, None), seeded(0, 'statistics'):   # dropout draws: the same for the same images
-        for batch in _full_batches(samples, most, batch_size):
+        for batch in _full_batches(samples, most, batch_size, next(model.parameters()).device):
             if len(batch) == 1:
                 batch = batch.repeat(2, 1, 1, 1)   # training needs two; the statistics are the same
             forward(model, batch)

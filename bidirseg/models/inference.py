@@ -59,11 +59,12 @@ def label_maps(model: nn.Module,
 
 # %% ../../nbs/models/03_inference.ipynb #c35a7f78
 def predict_features(model: nn.Module,
-                     image: np.ndarray,      # (3, h, w) uint8
-                     mirror: bool = False,   # average with the answer to the mirror image
-                     ) -> tuple[Tensor, Tensor]:   # (1, d, h/4, w/4) and (1, classes, h/4, w/4)
-    "Features and logits of one image, float32 on the network's device."
-    batch = torch.from_numpy(image)[None]
+                     images: np.ndarray | Tensor,   # uint8: one image (3, h, w), or a batch (b, 3, h, w)
+                     mirror: bool = False,   # average with the answer to the mirror images
+                     ) -> tuple[Tensor, Tensor]:   # (b, d, h/4, w/4) and (b, classes, h/4, w/4)
+    "Features and logits of images, float32 on the network's device."
+    images = torch.as_tensor(images)
+    batch = images if images.ndim == 4 else images[None]
     features, logits = (values.float() for values in forward(model, batch))
     if mirror:
         mirrored = forward(model, batch.flip(-1))

@@ -10,7 +10,9 @@ __all__ = ['Stage', 'check_recorded', 'trained_stages', 'own_files', 'check_stag
 import contextlib
 import datetime
 import hashlib
+import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -19,17 +21,17 @@ import time
 from dataclasses import Field, asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import filelock
 import torch
 from fastcore.basics import patch
 from torch import nn
 
-from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, fingerprint, is_accelerator, load_json,
-                           load_torch, naming_file, peak_memory, pick_device, progress, save_json, save_torch, sync,
-                           versions, watched_writes)
-from ..data import ImageSet, LabelSpace, Samples
+from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, cpu_count, fingerprint, is_accelerator,
+                           load_json, load_torch, naming_file, peak_memory, pick_device, progress, save_json,
+                           save_torch, sync, versions, watched_writes)
+from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
 from .domains import domain_spec, open_images
@@ -94,12 +96,13 @@ def images(self: Stage, domain: str,        # one of `DOMAINS`
 def samples(self: Stage, domain: str,
             transform: Callable | None = None,   # augmentation
             maps: dict = {},                     # further maps of each image: name -> (position -> (h, w) uint8)
+            weights: Callable | None = None,     # of pixels: (position, labels (h, w)) -> (h, w) uint8
             exposure_gain: float = 1.0,
             ) -> Samples:
     "The images of a domain at the training size, with a random stream of their own."
     size = self.config.source_size if domain == 'source' else self.config.size
     role = domain if domain in self.config.labelled_domains else 'target'
-    return Samples(self.images(domain, exposure_gain), size, maps, transform, self.config.seed, role)
+    return Samples(self.images(domain, exposure_gain), size, maps, transform, self.config.seed, role, weights=weights)
 
 # %% ../../nbs/runs/02_stage.ipynb #83cef867
 def _read_record(folder: Path) -> dict:   # empty: there is none, or it is damaged
@@ -320,59 +323,105 @@ def checkpoint(self: Stage) -> dict | None:
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #5b4483b5
-def _read_results(path: Path) -> list:
-    "The results in a file of JSON lines, which loses what a kill cut off."
-    text, results, whole = path.read_bytes() if path.exists() else b'', [], 0
+def _read_results(path: Path, batch_size: int = 1) -> list:
+    "The results of whole batches in a file of JSON lines, which loses what else a kill or a disk left."
+    text, lines, results = path.read_bytes() if path.exists() else b'', [], []
     with contextlib.suppress(ValueError):
         for line in text.splitlines(keepends=True):
             if line.endswith(b'\n'):
                 results.append(json.loads(line))
-                whole += len(line)
-    if whole < len(text):
+                lines.append(line)
+    count = len(results) // batch_size * batch_size
+    whole = b''.join(lines[:count])
+    if whole != text:
         with atomic_path(path) as tmp:
-            tmp.write_bytes(text[:whole])
-    return results
+            tmp.write_bytes(whole)
+    return results[:count]
+
+# %% ../../nbs/runs/02_stage.ipynb #4e5d9eed
+@patch
+def batch_size(self: Stage, samples: Samples) -> int:
+    "How many images the network sees at once in a pass."
+    return max(1, min(8, 2**22 // math.prod(samples.size))) if is_accelerator(self.device) else 1
+
+@patch
+def answers(self: Stage, samples: Samples, positions: list[int],
+            work: Callable[[dict], Iterable],   # batch -> an answer for each of its images
+            batch_size: int) -> Iterator:       # of the answers, in order
+    "What a network says about images that are read ahead of it."
+    batches = read_batches(samples, positions, batch_size, self.device)
+    return itertools.chain.from_iterable(map(work, batches))
 
 # %% ../../nbs/runs/02_stage.ipynb #2c22b406
 @patch
 def each_image(self: Stage, what: str,         # names the pass
-               count: int,                     # images
-               work: Callable[[int], Any],     # position -> what JSON can hold; its files are written whole
+               samples: Samples,               # or whatever has a length and read(position)
+               work: Callable,                 # batch -> an answer for each of its images, on the device
+               write: Callable,                # (position, answer) -> what JSON can hold; its files are written whole
+               batch_size: int | None = None,  # None: see `batch_size`
                ) -> list:                      # the result of every image, in order
     "Do something with every image; a killed run goes on with the first image that has no result yet."
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
-    results = _read_results(path)
+    batch_size = batch_size or self.batch_size(samples)
+    results = _read_results(path, batch_size)
+    positions = range(len(results), len(samples))
+    answers = self.answers(samples, positions, work, batch_size)
     with open(path, 'a') as file:
-        for i in progress(range(len(results), count), what, count, len(results)):
-            line = json.dumps(work(i))
+        def finish(item):
+            line = json.dumps(write(*item))
             file.write(line + '\n')
             file.flush()
-            results.append(json.loads(line))   # as the file gives it back
+            return json.loads(line)   # as the file gives it back
+
+        results += progress(ahead(finish, zip(positions, answers), threads=1), what, len(samples), len(results))
     return results
+
+# %% ../../nbs/runs/02_stage.ipynb #3d0051ff
+class _CollectorState:
+    "The state of a collector in a file, which is written in at most a twentieth of the time."
+    def __init__(self, path: Path, collector, every: float):   # seconds
+        self.path, self.collector, self.every = path, collector, every
+        self.due = time.monotonic() + every
+
+    def load(self) -> int:   # how many images it has seen
+        if not self.path.exists():
+            return 0
+        state = load_torch(self.path, 'the state of a pass over images')
+        self.collector.load_state_dict(state['collector'])
+        return state['done']
+
+    def is_due(self) -> bool:
+        return time.monotonic() >= self.due
+
+    def save(self, done: int):
+        began = time.monotonic()
+        save_torch(self.path, dict(done=done, collector=self.collector.state_dict()))
+        took = time.monotonic() - began
+        self.due = time.monotonic() + max(self.every, 20 * took)
 
 # %% ../../nbs/runs/02_stage.ipynb #1e3491dd
 @patch
 def gather(self: Stage, what: str,             # names the pass
-           positions: list[int],               # of the images
-           collector,                          # has add(position), state_dict() and load_state_dict(state)
-           every: float = 20.0,                # seconds between states that are kept
+           samples: Samples,
+           positions: list[int],               # of the images that are shown
+           work: Callable,                     # batch -> an answer for each of its images, on the device
+           collector,                          # has add(answer), state_dict() and load_state_dict(state)
+           batch_size: int | None = None,      # None: see `batch_size`
+           every: float = 20.0,                # seconds between states that are kept, at least
            ):
-    "Show positions to a collector, which is returned; a killed run goes on from the last state that was kept."
-    path, start, last_kept = self.dir/f'.{what.replace(" ", "_")}.pt', 0, time.time()
+    "Show what is said about images to a collector, which is returned; a killed run goes on from the last state."
+    state = _CollectorState(self.dir/f'.{what.replace(" ", "_")}.pt', collector, every)
+    start, total, batch_size = state.load(), len(positions), batch_size or self.batch_size(samples)
+    answers = self.answers(samples, positions[start:], work, batch_size)
 
-    def keep(done: int):
-        save_torch(path, dict(done=done, collector=collector.state_dict()))
+    def add(item):
+        done, answer = item
+        collector.add(answer)
+        if done == total or done % batch_size == 0 and state.is_due():
+            state.save(done)
 
-    if path.exists():
-        state = load_torch(path, 'the state of a pass over images')
-        start = state['done']
-        collector.load_state_dict(state['collector'])
-    for i in progress(range(start, len(positions)), what, len(positions), start):
-        collector.add(positions[i])
-        if time.time() - last_kept > every:
-            keep(i + 1)
-            last_kept = time.time()
-    keep(len(positions))
+    for _ in progress(ahead(add, zip(range(start + 1, total + 1), answers), threads=1), what, total, start):
+        pass
     return collector
 
 # %% ../../nbs/runs/02_stage.ipynb #57060675
@@ -434,8 +483,8 @@ def remove_states(self: Stage):
 
 def set_up_torch(config: RunConfig):
     "Threads and determinism as the run asks for them."
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    if config.threads or cpu_count() < torch.get_num_threads():   # a container may have fewer than there are
+        torch.set_num_threads(config.threads or cpu_count())
     if config.deterministic:
         os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')   # read when CUDA starts
     torch.use_deterministic_algorithms(config.deterministic)

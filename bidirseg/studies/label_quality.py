@@ -24,7 +24,7 @@ from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
 from ..pipeline.jobs import Jobs, run_seeds
 from ..prototypes import (
-    PrototypesSettings, fit_prototypes, fit_whitening, frozen_maps, gather_features, network_temperature)
+    PrototypesSettings, collect, fit_prototypes, fit_whitening, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from .ablation import run_variant
@@ -73,7 +73,8 @@ def label_scores(label: Callable,      # position of an image -> labels (h, w), 
                  ) -> dict:            # mIoU and IoU of all and of kept pixels, share kept; in [0, 1]
     "Score labels against the truth."
     label = cache(label)   # each image is labelled once
-    quantiles = fit_score_quantiles(label, len(truth), num_classes, seed, per_class=True)
+    some = spaced_indices(len(truth), 100)
+    quantiles = fit_score_quantiles(map(label, some), num_classes, seed, per_class=True)
     every, kept, share = 0, 0, 0.
     for i, true in enumerate(truth):
         labels, scores = label(i)
@@ -102,10 +103,8 @@ class _Features:
 
 class _KeepNothing:
     "Stands in for a stage: a pass that is not kept on disk."
-    def gather(self, what: str, positions, collector):
-        for position in positions:
-            collector.add(position)
-        return collector
+    def gather(self, what: str, samples: Samples, positions: list[int], work: Callable, collector):
+        return collect(collector, samples, positions)
 
 def _make_labeler(features: _Features, prototypes: PrototypesSettings, labels: PseudoLabelSettings,
                   num_classes: int, seed: int) -> PseudoLabeler:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'Row', 'bench_table', 'Rates', 'BroadcastEM', 'bench_prototypes', 'bare_loop', 'bench_training',
-           'bench_modes', 'bench_check', 'bench_predict']
+           'bench_modes', 'bench_check', 'bench_predict', 'bench_passes', 'bench_busy']
 
 # %% ../../nbs/studies/04_speed.ipynb #22013419
 import contextlib
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterator
@@ -28,14 +28,21 @@ from typing import Callable, Iterator
 import numpy as np
 import sklearn.mixture
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
 from ..core import check_name, cpu_count, is_accelerator, pick_device, stream
-from ..data import CITYSCAPES19, ImageSet, augment, draw_scene, folder, survey
+from ..data import (
+    CITYSCAPES19, ImageSet, LabeledImageSet, Samples, augment, draw_scene, folder, images_only, read_batches, survey)
+from ..distillation import MultiScaleLabels
+from ..evaluation import ScoredImages, Scorer
 from ..mixture import ClassPrototypes, GaussianMixture, full_precision
-from ..models import forward, to_device
+from ..models import SegmentationOutput, forward, to_device
 from ..pipeline.predict import Segmenter, predict_files
+from ..prototypes import PrototypesSettings, SourceFeatures, TargetFeatures
+from ..pseudo_labels import LabelWriter, PseudoLabeler, PseudoLabelSettings, ScoreQuantiles
+from ..reweighting import Regions, SourceWeights
 from ..runs import (
     RunConfig, Stage, label_space, load_preset, markdown, open_stage, stage_settings, start_run)
 from ..training import (
@@ -506,7 +513,7 @@ def _write_pairs(root: Path, n_pairs: int, height: int, width: int):
     "Write a data set of images and label maps: four scenes under many names."
     for i in range(4):
         for name, array in zip(('images', 'labels'), draw_scene('camera', i, height, width)):
-            (root/name).mkdir(exist_ok=True)
+            (root/name).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array).save(root/name/f'{i}.png')
     for k in range(4, n_pairs):
         for name in ('images', 'labels'):
@@ -569,6 +576,192 @@ def bench_predict(device: str = 'cpu',   # cpu or cuda
     return [Row.at_least('predict_files_vs_forward', floor / ours, 'times the rate', .9),
             Row('predict_photos_per_second', photos / ours, 'images/s')]
 
+# %% ../../nbs/studies/04_speed.ipynb #4cb5bbab
+class _AnswersAtOnce(nn.Module):
+    "A network that needs no time: it says the same of every image of a size."
+    exposure_gain = 1.0
+
+    def __init__(self, num_classes: int = 19, channels: int = 256):
+        super().__init__()
+        self.num_classes, self.channels = num_classes, channels
+        self.place = nn.Parameter(torch.zeros(()))   # says which device it is on
+        self.known = {}
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        size = len(images), images.shape[2] // 4, images.shape[3] // 4
+        if size not in self.known:
+            coarse = torch.randn(size[0], self.num_classes, 9, 17, generator=stream(0, 'bench passes'))
+            logits = F.interpolate(4 * coarse, size[1:], mode='bilinear').to(self.place.device)
+            features = torch.rand(size[0], self.channels, *size[1:]).to(self.place.device)
+            self.known[size] = SegmentationOutput(features, logits)
+        return self.known[size]
+
+# %% ../../nbs/studies/04_speed.ipynb #706d840f
+@dataclass
+class _Pass:
+    "A pass over images as a stage makes it."
+    stage: str
+    samples: Samples        # or whatever has read(position)
+    work: Callable          # batch -> an answer for each of its images
+    write: Callable         # (position, answer)
+    images: int             # of the whole run
+    goal: float             # processor seconds an image
+
+    def seconds(self, n: int) -> tuple[float, float, float]:   # processor seconds an image
+        "To read, on the device (where that is the CPU), to write."
+        times = [time.process_time()]
+        batches = list(read_batches(self.samples, range(n), workers=0))
+        times.append(time.process_time())
+        answers = [answer for batch in batches for answer in self.work(batch)]
+        times.append(time.process_time())
+        for i, answer in enumerate(answers):
+            self.write(i, answer)
+        times.append(time.process_time())
+        return tuple(float(seconds) / n for seconds in np.diff(times))
+
+# %% ../../nbs/studies/04_speed.ipynb #95c74796
+_GTA5, _CITYSCAPES, _VALIDATION = 24_966, 2_975, 500   # images
+
+def _passes_of_source(domain: LabeledImageSet, config: RunConfig, network: nn.Module) -> dict[str, _Pass]:
+    "Those over GTA5."
+    source, regions = Samples(domain, config.source_size, cache_mb=0), Regions()
+    small = Samples(images_only(domain), (128, 256), cache_mb=0)
+    features = SourceFeatures(network, 300_000, 0)
+    weights = SourceWeights(torch.rand(len(domain), 4, 4), torch.rand(network.num_classes))
+    return dict(
+        source_features=_Pass('prototypes', source, features.of_batch, lambda i, answer: features.add(answer),
+                              _GTA5, .15),
+        source_regions=_Pass('reweighting', small, lambda batch: torch.zeros(len(batch['image']), 4, 4),
+                             lambda i, answer: regions.add(answer), _GTA5, .15),
+        class_entropy=_Pass('reweighting', source, lambda batch: batch['label'],
+                            lambda i, labels: weights(i, labels.numpy()), 200, .15))
+
+# %% ../../nbs/studies/04_speed.ipynb #a0f6309e
+def _passes_of_target(domain: LabeledImageSet, config: RunConfig, network: nn.Module, folder: Path
+                      ) -> dict[str, _Pass]:
+    "Those over Cityscapes."
+    target, keys = Samples(images_only(domain), config.size, cache_mb=0), domain.keys
+    features, regions, of_classes = TargetFeatures(network, 60_000, 0), Regions(), (network.num_classes, 8)
+    small = Samples(images_only(domain), (128, 256), cache_mb=0)
+    means, variances = torch.rand(2, *of_classes, network.channels)
+    prototypes = ClassPrototypes(torch.full(of_classes, 1 / 8), means, variances + .1)
+    quantiles = ScoreQuantiles({0: torch.rand(1000)}, network.num_classes)
+    labels = LabelWriter(PseudoLabeler(network, prototypes), quantiles, PseudoLabelSettings(), folder, keys)
+    teacher, scorer = MultiScaleLabels(network, [1.], folder, keys), Scorer(network, network.num_classes)
+    return dict(
+        target_features=_Pass('prototypes', target, features.of_batch, lambda i, answer: features.add(answer),
+                              200, .25),
+        pseudo_labels=_Pass('pseudo_labels', target, labels.of_batch, labels.write, _CITYSCAPES, .25),
+        target_regions=_Pass('reweighting', small, lambda batch: torch.zeros(len(batch['image']), 4, 4, 2048),
+                             lambda i, answer: regions.add(answer), _CITYSCAPES, .25),
+        labels_at_scales=_Pass('distillation', target, teacher.of_batch, teacher.write,
+                               2 * _CITYSCAPES, .25),
+        evaluation=_Pass('evaluation', ScoredImages(domain, config.size, 1.), scorer.of_batch, scorer.count,
+                         5 * _VALIDATION, .25))   # of source-only, warm-up, self-training and two rounds
+
+# %% ../../nbs/studies/04_speed.ipynb #6364f59a
+def _hours(found: dict[str, tuple], passes: dict[str, _Pass], cores: int) -> dict[str, float]:
+    "Hours of each stage without the device's, by processor seconds to read and to write."
+    hours = {}
+    for name, (read, _, write) in found.items():
+        seconds = passes[name].images * max(read / (cores - 2), write)
+        hours[passes[name].stage] = hours.get(passes[name].stage, 0) + seconds / 3600
+    return hours
+
+# %% ../../nbs/studies/04_speed.ipynb #9f564f72
+class _Timed(nn.Module):
+    "A network that counts the seconds of its forward passes."
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model, self.num_classes, self.seconds = model, model.num_classes, 0.
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        began = time.perf_counter()
+        answer = self.model(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        self.seconds += time.perf_counter() - began
+        return answer
+
+def _forward_share(domain: LabeledImageSet, config: RunConfig, device: torch.device) -> float:   # in [0, 1]
+    "Of the time of a pass that samples features."
+    network = _Timed(init_model(config, device).eval())
+    features = TargetFeatures(network, 60_000, 0)
+    target = Samples(images_only(domain), config.size, cache_mb=0)
+    with tempfile.TemporaryDirectory() as run_dir:
+        start_run(run_dir, replace(load_preset('demo'), device=str(device)))
+        stage = Stage(run_dir, 'prototypes', PrototypesSettings)
+        stage.dir.mkdir(parents=True)
+        work = partial(stage.gather, 'features', target, range(len(domain)), features.of_batch, features)
+        seconds = _seconds_of(work, device)
+    return network.seconds / seconds
+
+# %% ../../nbs/studies/04_speed.ipynb #7ebc96f3
+def _pass_rows(passes: dict[str, _Pass], images: int) -> list[Row]:
+    "Seconds of each pass, and hours of all of them."
+    found = {name: each.seconds(images) for name, each in passes.items()}
+    rows = []
+    for name, (read, _, write) in found.items():
+        rows.append(Row.at_most(name, read + write, 's of a core', passes[name].goal))
+    for cores in (8, 16):
+        hours = _hours(found, passes, cores)
+        rows += [Row(f'{stage}_with_{cores}_cores', value, 'hours') for stage, value in hours.items()]
+        rows.append(Row.at_most(f'all_passes_with_{cores}_cores', sum(hours.values()), 'hours', 1.))
+    return rows
+
+# %% ../../nbs/studies/04_speed.ipynb #d7428d32
+def bench_passes(device: str = 'cpu',   # cpu or cuda
+                 images: int = 4,       # that are looked at
+                 source_height: int = 1052, source_width: int = 1914,   # of the files; GTA5's
+                 target_height: int = 1024, target_width: int = 2048,   # Cityscapes'
+                 changes: tuple = (),   # settings of the preset gta5-cityscapes
+                 ) -> list[Row]:
+    "Processor seconds an image of every pass over images, and what a run on GTA5 waits for them."
+    device, config = pick_device(device), load_preset('gta5-cityscapes', ['weights=none', *changes])
+    sizes = dict(source=(source_height, source_width), target=(target_height, target_width))
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
+        domains, rows, network = {}, [], _AnswersAtOnce()
+        for name, size in sizes.items():
+            _write_pairs(Path(root, name), images, *size)
+            domains[name] = folder(Path(root, name))
+            began = time.process_time()
+            _decode(domains[name])
+            rows.append(Row(f'{name}_decoded', (time.process_time() - began) / images, 's of a core'))
+        passes = _passes_of_source(domains['source'], config, network)
+        passes |= _passes_of_target(domains['target'], config, network, Path(root, 'labels'))
+        rows += _pass_rows(passes, images)
+        share = _forward_share(domains['target'].select(range(min(2, images))), config, device)
+    return [*rows, Row.at_least('forward_share_of_a_pass', share, 'of the time', .8)]
+
+# %% ../../nbs/studies/04_speed.ipynb #690f8b56
+_BUSY = 'import os; parent = os.getppid()\nwhile os.getppid() == parent: pass'   # as long as this process lives
+
+@contextlib.contextmanager
+def _busy_processes(n: int):
+    "Other programs that take all the processor time they get."
+    others = [subprocess.Popen([sys.executable, '-c', _BUSY]) for _ in range(n)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+# %% ../../nbs/studies/04_speed.ipynb #7020dedf
+def bench_busy(device: str = 'cpu',   # cpu or cuda
+               steps: int = 6, batch_size: int = 4, turns: int = 3) -> list[Row]:
+    "A training step of the demo beside busy processes, against the same alone."
+    device, config = pick_device(device), load_preset('demo')
+    settings, others = stage_settings(WarmupSettings, config, 'source_only'), cpu_count() + 1
+    batch = _random_batch(batch_size, config.size, len(label_space(config)), stream(0, 'bench busy'))
+    work = partial(bare_loop, init_model(config, device), settings, [to_device(batch, device)] * steps)
+    alone, = _medians([work], device, turns)
+    with _busy_processes(others):
+        busy, = _medians([work], device, turns)
+    threads = torch.get_num_threads()
+    return [Row('step_alone', alone / steps, f's with {threads} threads'),
+            Row.at_most(f'step_beside_{others}_busy_processes', busy / alone, 'times as long', 5.)]
+
 # %% ../../nbs/studies/04_speed.ipynb #51cf7504
 BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check,
-               predict=bench_predict)
+               predict=bench_predict, passes=bench_passes, busy=bench_busy)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import InputError, spaced_indices
-from ..data import IGNORE, Samples
+from ..data import IGNORE, Samples, read_batches
 from ..models import upsample
 
 # %% ../../nbs/training/00_losses.ipynb #292faed0
@@ -97,8 +97,8 @@ def class_weights(samples: Samples,      # with label maps
     if power == 0:
         return torch.ones(num_classes, device=device)
     counts = np.zeros(256, dtype=np.int64)
-    for i in spaced_indices(len(samples), most):
-        counts += np.bincount(samples.read(i)['label'].ravel(), minlength=256)
+    for batch in read_batches(samples, spaced_indices(len(samples), most), device=device):
+        counts += np.bincount(batch['label'].numpy().ravel(), minlength=256)
     return class_balanced_weights(torch.from_numpy(counts[:num_classes]), power).to(device)
 
 # %% ../../nbs/training/00_losses.ipynb #51461a58

@@ -8,11 +8,10 @@ __all__ = ['CRITERIA', 'label_free_criteria', 'CheckpointTracker']
 # %% ../../nbs/training/03_model_selection.ipynb #91e66b30
 from fastcore.basics import patch
 from torch import Tensor, nn
-import numpy as np
 import torch
 
 from ..core import check_name, load_json, save_json, spaced_indices
-from ..data import Samples
+from ..data import Samples, read_batches
 from ..mixture import ClassPrototypes
 from ..models import load_checkpoint, predict_features, save_checkpoint
 from ..runs import Stage
@@ -29,7 +28,7 @@ def _log_evidence(prototypes: ClassPrototypes,
 CRITERIA = ('likelihood', 'entropy', 'agreement')
 
 def _image_criteria(model: nn.Module, teacher: nn.Module, prototypes: ClassPrototypes,
-                    image: np.ndarray,         # (3, h, w) uint8
+                    image: Tensor,             # (1, 3, h, w) uint8
                     ) -> dict[str, float]:     # means over the pixels
     "What can be said about a network without labels, from one image."
     features, logits = predict_features(model, image)
@@ -51,8 +50,8 @@ def label_free_criteria(model: nn.Module,             # in eval mode
     "Mean of each criterion over the images of a domain."
     picks = spaced_indices(len(samples), most)
     means = dict.fromkeys(CRITERIA, 0.)
-    for i in picks:
-        for name, value in _image_criteria(model, teacher, prototypes, samples.read(i)['image']).items():
+    for batch in read_batches(samples, picks, device=next(model.parameters()).device):
+        for name, value in _image_criteria(model, teacher, prototypes, batch['image']).items():
             means[name] += value / len(picks)
     return means
 
