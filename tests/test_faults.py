@@ -2,6 +2,7 @@
 data do not change under a stage."""
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
@@ -365,3 +366,13 @@ def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
     os.mkfifo(tmp_path/'pipe.png')
     with pytest.raises(InputError, match='no plain file'):
         open_ids(tmp_path/'pipe.png')
+
+
+def test_every_promise_names_a_test_that_is_there(root):
+    text = (root/'SECURITY.md').read_text()
+    named = re.findall(r'`(tests/\w+\.py)::(\w+)`', text)
+    assert len(named) > 10
+    for file, name in named:
+        assert f'def {name}(' in (root/file).read_text(), name
+    for line in re.findall(r'^\| [A-Z].*', text, re.MULTILINE):
+        assert 'tests/' in line or '.ipynb`' in line, line

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stage', 'check_recorded', 'trained_stages', 'own_files', 'check_stage_folder', 'set_aside', 'clear_folder',
-           'open_stage', 'set_up_torch', 'run_owner', 'is_finished', 'run_lock']
+           'withdraw_record', 'open_stage', 'set_up_torch', 'run_owner', 'is_finished', 'run_lock']
 
 # %% ../../nbs/runs/02_stage.ipynb #4ec0ebbc
 import contextlib
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, fingerprint, load_json, load_torch,
-                           naming_file, peak_memory, pick_device, progress, save_json, save_torch, sync, versions,
+                           naming_file, peak_memory, pick_device, progress, save_json, save_torch, sync_files, versions,
                            watched_writes)
 from ..data import ImageSet, LabelSpace, Samples
 from ..models import keep_maps, load_checkpoint
@@ -226,31 +226,39 @@ def clear_folder(folder: Path,
     _remove_empty_folders(folder)
     set_aside(folder, [path for path in sorted(folder.iterdir()) if path.name != keep])
 
+# %% ../../nbs/runs/02_stage.ipynb #de442f47
+def withdraw_record(folder: Path):
+    "Say no more that a stage is complete; what is its own is known without the record, too."
+    record, written = folder/'stage.json', folder/'.written'
+    if not record.is_file():
+        return
+    if not _read_record(folder):
+        print(f'{record} is damaged: the stage runs again')
+    if not written.exists():   # a folder of an earlier version
+        names = [path.relative_to(folder).as_posix() for path in own_files(folder)]
+        written.write_text(''.join(json.dumps(name) + '\n' for name in names))
+    record.unlink()
+
 # %% ../../nbs/runs/02_stage.ipynb #14350a2d
 def _read_key(folder: Path) -> str:
     "Whose work a folder holds; '' where nobody says."
     path = folder/'.key'
     return path.read_text(errors='replace') if path.is_file() else ''
 
-def _name_damaged(folder: Path):
-    "Say which of a stage's books cannot be read."
-    if (folder/'stage.json').exists() and not _read_record(folder):
-        print(f'{folder}/stage.json is damaged: the stage runs again')
-    if not re.fullmatch('[0-9a-f]{16}|', _read_key(folder)):
-        print(f'{folder}/.key is damaged: the stage begins anew')
-
 def _prepare_folder(folder: Path, key: str):
     "Make a stage's folder ready for the work of this key; what a killed run of the same work left stays."
     check_stage_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _name_damaged(folder)
-    if _read_key(folder) != key:
+    found = _read_key(folder)
+    if not re.fullmatch('[0-9a-f]{16}|', found):
+        print(f'{folder}/.key is damaged: the stage begins anew')
+    withdraw_record(folder)
+    if found != key:
         clear_folder(folder, keep='notebook.ipynb')
     else:
         _tidy(folder)
     with atomic_path(folder/'.key') as tmp:
         tmp.write_text(key)
-    (folder/'stage.json').unlink(missing_ok=True)
 
 # %% ../../nbs/runs/02_stage.ipynb #6567c972
 def _tidy(folder: Path):
@@ -469,14 +477,13 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 @patch
 def sync_files(self: Stage):
     "Have everything that the stage wrote on the disk, before its record says so; raises `InputError` for what is gone."
-    files = [self.dir/name for name in sorted(self.written)]
+    files = [self.dir/name for name in self.written]
     lost = [path for path in files if not path.is_file()]
     if lost:
         self.remove_states()
         raise InputError(f"{len(lost)} files are gone that {self.name} wrote, such as {lost[0]}", "a folder of its own",
                          "start the same line again: this stage begins anew")
-    for path in dict.fromkeys([*files, *(path.parent for path in files)]):
-        sync(path)
+    sync_files(files)
 
 # %% ../../nbs/runs/02_stage.ipynb #f81a20e8
 @patch
