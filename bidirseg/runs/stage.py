@@ -176,14 +176,17 @@ def _files(folder: Path) -> list[Path]:
     paths = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
     return sorted(path for path in paths if not path.is_symlink())
 
+def _written_names(folder: Path) -> set[str]:
+    "Names of the files that a stage wrote; where a version without lists wrote them, the unchanged outputs."
+    names, outputs = _read_written(folder), _read_record(folder).get('outputs', {})
+    if names:
+        return names
+    kept = [folder/name for name, was in outputs.items() if _holds(folder, {name: was})]
+    return {path.relative_to(folder).as_posix() for output in kept for path in [output, *_files(output)]}
+
 def own_files(folder: Path) -> list[Path]:
-    "Files below a stage's folder that the stage wrote."
-    written = _read_written(folder)
-    if not written:   # a folder of an earlier version has no list
-        outputs = _read_record(folder).get('outputs', {})
-        written = {path.relative_to(folder).as_posix() for name, was in outputs.items()
-                   if _holds(folder, {name: was}) for path in [folder/name, *_files(folder/name)]}
-    own = {path: path.relative_to(folder).as_posix() for path in _files(folder)}
+    "Files below a stage's folder that the stage wrote, its books among them."
+    written, own = _written_names(folder), {path: path.relative_to(folder).as_posix() for path in _files(folder)}
     return [path for path, name in own.items()
             if name in written or _BOOKS.fullmatch(name) or HALF_WRITTEN.fullmatch(path.name)]
 
@@ -234,9 +237,9 @@ def withdraw_record(folder: Path):
         return
     if not _read_record(folder):
         print(f'{record} is damaged: the stage runs again')
-    if not written.exists():   # a folder of an earlier version
-        names = [path.relative_to(folder).as_posix() for path in own_files(folder)]
-        written.write_text(''.join(json.dumps(name) + '\n' for name in names))
+    names = _written_names(folder)
+    if names and not written.exists():
+        written.write_text(''.join(json.dumps(name) + '\n' for name in sorted(names)))
     record.unlink()
 
 # %% ../../nbs/runs/02_stage.ipynb #14350a2d
@@ -477,7 +480,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 @patch
 def sync_files(self: Stage):
     "Have everything that the stage wrote on the disk, before its record says so; raises `InputError` for what is gone."
-    files = [self.dir/name for name in self.written]
+    files = [self.dir/name for name in sorted(_read_written(self.dir))]   # of data workers, too
     lost = [path for path in files if not path.is_file()]
     if lost:
         self.remove_states()
