@@ -6,6 +6,7 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -207,6 +208,25 @@ def test_a_lock_that_is_a_link_is_refused(run_dir, tmp_path):
     with pytest.raises(InputError, match='is a link'), run_lock(run_dir):
         pass
     assert (tmp_path/'thesis.txt').read_text() == 'mine'
+
+
+KERNEL = '''
+import time
+from bidirseg.pipeline.kernels import own_kernel
+with own_kernel() as kernel:
+    print(kernel.provisioner.process.pid, flush=True)
+    time.sleep(600)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the kernel looks for its parent itself')
+def test_a_kernel_dies_with_its_program_even_where_it_cannot_act(tmp_path):
+    program = subprocess.Popen([sys.executable, '-c', KERNEL], stdout=subprocess.PIPE, text=True)
+    kernel = psutil.Process(int(program.stdout.readline()))
+    kernel.suspend()   # as one that computes without pause: no thread of it looks for the parent
+    program.kill()
+    program.wait()
+    assert not psutil.wait_procs([kernel], timeout=120)[1]
 
 
 LONG = ['source_only.steps=100000', 'training.checkpoint_every=90000', 'training.workers=1', *SHORT]
