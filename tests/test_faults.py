@@ -223,6 +223,9 @@ with own_kernel() as kernel:
 def test_a_kernel_dies_with_its_program_even_where_it_cannot_act(tmp_path):
     program = subprocess.Popen([sys.executable, '-c', KERNEL], stdout=subprocess.PIPE, text=True)
     kernel = psutil.Process(int(program.stdout.readline()))
+    while os.getsid(kernel.pid) != kernel.pid:   # what it does first
+        time.sleep(.1)
+    time.sleep(1)
     kernel.suspend()   # as one that computes without pause: no thread of it looks for the parent
     program.kill()
     program.wait()
