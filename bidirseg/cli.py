@@ -94,8 +94,8 @@ def _add_over_seeds(commands, name: str, command, help: str) -> ArgumentParser:
 
 # %% ../nbs/10_command_line.ipynb #cf183886
 _EXIT_STATUS = ('exit status: 0 done; 1 something failed, or there is something to fix; 2 an input that cannot '
-                'be used; 130 stopped by Ctrl-C, 143 by SIGTERM or SIGUSR1, a training with its state kept: the same '
-                'line goes on from there')
+                'be used, or a full disk; 130 stopped by Ctrl-C, 143 by SIGTERM or SIGUSR1, a training with its state '
+                'kept: the same line goes on from there')
 
 # %% ../nbs/10_command_line.ipynb #179eda11
 def _add_run(commands):

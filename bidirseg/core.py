@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageError', 'check_name', 'spaced_indices', 'seed_of',
-           'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path',
-           'remove_half_written', 'save_json', 'load_json', 'check_text', 'check_plain_file', 'read_toml', 'save_torch',
-           'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'is_accelerator', 'autocast', 'progress_style',
-           'progress', 'cpu_count', 'die_with_parent', 'start_worker', 'peak_memory', 'versions', 'commit']
+           'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path', 'sync_files',
+           'synced_at_end', 'remove_half_written', 'save_json', 'load_json', 'check_text', 'check_plain_file',
+           'read_toml', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'is_accelerator',
+           'autocast', 'progress_style', 'progress', 'cpu_count', 'die_with_parent', 'start_worker', 'peak_memory',
+           'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -192,6 +193,25 @@ def _move(tmp: Path, path: Path):
     os.replace(tmp, path)
     if not later:
         sync(path.parent)
+
+# %% ../nbs/11_core.ipynb #fddb3734
+def sync_files(paths: list[Path]):
+    "Have files and their folders on the disk before going on."
+    for path in dict.fromkeys([*paths, *(path.parent for path in paths)]):
+        sync(path)
+
+@contextlib.contextmanager
+def synced_at_end(folder: Path) -> Iterator:
+    "A scope after which all files are synced that `atomic_path` moved into a folder."
+    written = []
+
+    def later(path: Path) -> bool:
+        written.append(path)
+        return True
+
+    with watched_writes(folder, later):
+        yield
+    sync_files([path for path in written if path.exists()])
 
 # %% ../nbs/11_core.ipynb #4b08b3ce
 HALF_WRITTEN = re.compile(r'[.].*[.]([0-9]+)[.]tmp([.][^.]*)?')   # as `atomic_path` names it; the number is the process

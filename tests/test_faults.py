@@ -2,9 +2,11 @@
 data do not change under a stage."""
 import errno
 import os
+import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -208,6 +210,28 @@ def test_a_lock_that_is_a_link_is_refused(run_dir, tmp_path):
     assert (tmp_path/'thesis.txt').read_text() == 'mine'
 
 
+KERNEL = '''
+import time
+from bidirseg.pipeline.kernels import own_kernel
+with own_kernel() as kernel:
+    print(kernel.provisioner.process.pid, flush=True)
+    time.sleep(600)
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere the kernel looks for its parent itself')
+def test_a_kernel_dies_with_its_program_even_where_it_cannot_act(tmp_path):
+    program = subprocess.Popen([sys.executable, '-c', KERNEL], stdout=subprocess.PIPE, text=True)
+    kernel = psutil.Process(int(program.stdout.readline()))
+    while os.getsid(kernel.pid) != kernel.pid:   # what it does first
+        time.sleep(.1)
+    time.sleep(1)
+    kernel.suspend()   # as one that computes without pause: no thread of it looks for the parent
+    program.kill()
+    program.wait()
+    assert not psutil.wait_procs([kernel], timeout=120)[1]
+
+
 LONG = ['source_only.steps=100000', 'training.checkpoint_every=90000', 'training.workers=1', *SHORT]
 
 
@@ -365,3 +389,13 @@ def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
     os.mkfifo(tmp_path/'pipe.png')
     with pytest.raises(InputError, match='no plain file'):
         open_ids(tmp_path/'pipe.png')
+
+
+def test_every_promise_names_a_test_that_is_there(root):
+    text = (root/'SECURITY.md').read_text()
+    named = re.findall(r'`(tests/\w+\.py)::(\w+)`', text)
+    assert len(named) > 10
+    for file, name in named:
+        assert f'def {name}(' in (root/file).read_text(), name
+    for line in re.findall(r'^\| [A-Z].*', text, re.MULTILINE):
+        assert 'tests/' in line or '.ipynb`' in line, line

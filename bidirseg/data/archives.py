@@ -16,7 +16,7 @@ import tarfile
 import zipfile
 import zlib
 
-from ..core import InputError, atomic_path, progress
+from ..core import InputError, atomic_path, progress, synced_at_end
 
 # %% ../../nbs/data/04_archives.ipynb #f359619e
 ARCHIVES = ('.zip', '.tar', '.tar.gz', '.tgz')   # how their names end
@@ -84,11 +84,11 @@ def _unpack_archive(path: Path, folder: Path) -> int:   # files written
     "Unpack one archive; files that are there already stay as they are."
     _check_room(path, folder)
     n_written, refused = 0, []
-    for name, _, open_member in progress(_members(path), path.name):
+    for name, size, open_member in progress(_members(path), path.name):
         place = _place(path, name, folder)
         if open_member is None:
             refused.append(name)
-        if open_member is None or place.exists():
+        if open_member is None or place.exists() and (place.stat().st_size or not size):   # empty: a power cut
             continue
         with atomic_path(place) as tmp, open_member() as packed, open(tmp, 'wb') as file:
             shutil.copyfileobj(packed, file, 2**20)
@@ -113,7 +113,8 @@ def unpack(folder: str | Path) -> dict[str, int]:   # archive -> files written
     n_written = {}
     for path in archives:
         try:
-            n_written[path.name] = _unpack_archive(path, folder)
+            with synced_at_end(folder):
+                n_written[path.name] = _unpack_archive(path, folder)
         except _BROKEN as e:
             raise InputError(f"{path} cannot be unpacked ({type(e).__name__}: {e})",
                              "a whole archive, without a password", "download it again") from None

@@ -7,6 +7,7 @@ __all__ = ['injected_parameters', 'prepare_stage', 'run_whole', 'papermill_line'
 
 # %% ../../nbs/pipeline/11_batch.ipynb #ccd105c9
 import ast
+import contextlib
 import json
 import shlex
 from dataclasses import fields, replace
@@ -99,11 +100,16 @@ def _save_cells(path: Path, sources: list[str]):
             cells.append(cell | dict(execution_count=number, outputs=[]))
     save_json(path, dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
 
+_HELD = contextlib.ExitStack()   # the lock of the run in which this process works on a stage
+
 def _keep_cells(shell, folder: Path, namespace: dict):
-    "Have the executed cells written into a stage's folder as soon as it is complete."
+    "Have the executed cells written into a stage's folder as soon as it is complete; then the run is free again."
     def keep(result):
-        if (folder/'stage.json').exists():
+        complete = (folder/'stage.json').exists()
+        if complete:
             _save_cells(folder/'notebook.ipynb', namespace['In'])
+        if complete or not result.success:
+            _HELD.close()
     begin_stage(folder)
     shell.events.register('post_run_cell', keep)
 
@@ -135,8 +141,9 @@ def prepare_stage(namespace: dict   # the globals of a stage's notebook, its par
         _start_from(Path(run_dir), Path(from_run), stage, given)
     _check_same(Path(run_dir), stage, settings_class, given)
     if get_ipython() and not is_finished(run_dir, stage, settings_class):
-        with run_lock(run_dir):   # refused while another process works there
-            _keep_cells(get_ipython(), stage_dir(run_dir, stage), namespace)
+        _HELD.close()   # of a stage before, in the same process
+        _HELD.enter_context(run_lock(run_dir))   # refused while another process works there
+        _keep_cells(get_ipython(), stage_dir(run_dir, stage), namespace)
     return run_dir
 
 # %% ../../nbs/pipeline/11_batch.ipynb #9864e8cc

@@ -14,6 +14,7 @@ import signal
 import sys
 import tempfile
 import threading
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
 from typing import Iterator
@@ -41,6 +42,7 @@ def _be_kernel(arguments: list[str], environment: dict[str, str], folder: str):
     "What the copy does: be a kernel until it is told to stop."
     os.setsid()
     die_with_parent()
+    os.close(forkserver._forkserver._forkserver_alive_fd)   # the server ends with the program, whoever else lives
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

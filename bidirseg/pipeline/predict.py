@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import evaluation
-from ..core import InputError, check_name, cpu_count, pick_device, progress
+from ..core import InputError, check_name, cpu_count, pick_device, progress, synced_at_end
 from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, open_domain, open_rgb
 from ..data.images import opened
 from ..judgement import read_judgement
@@ -168,7 +168,7 @@ def _say(text: str):
 def _is_done(out: Path, name: str, options: PredictOptions) -> bool:
     "Whether a picture is to be skipped."
     results = results_of(out, name, options.endings)
-    return options.skip_existing and all(path.exists() for path in results)
+    return options.skip_existing and all(path.exists() and path.stat().st_size for path in results)
 
 # %% ../../nbs/pipeline/03_predict.ipynb #3da64865
 def _plan(images: list[str], out: Path, space: LabelSpace, options: PredictOptions) -> list[Photo]:
@@ -337,7 +337,7 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
     photos = _plan(images, out, segmenter.space, chosen)
     files.save_legend(out, segmenter.space)
     threads, failed = min(16, 1 + cpu_count()), []
-    with _no_pillow_limit():
+    with _no_pillow_limit(), synced_at_end(out):
         tasks = _tasks(photos, out, chosen)
         pictures = ahead(partial(_open, segmenter, chosen), tasks, threads)
         labelled = _labelled(segmenter, _readable(pictures, failed), chosen)

@@ -34,7 +34,7 @@ from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finis
                            start_run)
 from ..runs import notebooks_folder as notebooks_folder
 from ..runs.log import RunLog
-from ..runs.stage import check_stage_folder, clear_folder, own_files
+from ..runs.stage import check_stage_folder, clear_folder, own_files, withdraw_record
 from ..training import TrainSettings
 
 # %% ../../nbs/pipeline/01_stages.ipynb #f770c3cd
@@ -234,6 +234,7 @@ def begin_stage(folder: Path):
     "Make ready the folder of a stage that is going to run."
     check_stage_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    withdraw_record(folder)
     (folder/'notebook.ipynb').unlink(missing_ok=True)
 
 def _run_notebook(run_dir: Path, name: str, log: RunLog):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Stage', 'check_recorded', 'trained_stages', 'own_files', 'check_stage_folder', 'set_aside', 'clear_folder',
-           'open_stage', 'set_up_torch', 'run_owner', 'is_finished', 'run_lock']
+           'withdraw_record', 'open_stage', 'set_up_torch', 'run_owner', 'is_finished', 'run_lock']
 
 # %% ../../nbs/runs/02_stage.ipynb #4ec0ebbc
 import contextlib
@@ -30,7 +30,7 @@ from torch import nn
 
 from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, cpu_count, fingerprint, is_accelerator,
                            load_json, load_torch, naming_file, peak_memory, pick_device, progress, save_json,
-                           save_torch, sync, versions, watched_writes)
+                           save_torch, sync_files, versions, watched_writes)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
@@ -179,14 +179,17 @@ def _files(folder: Path) -> list[Path]:
     paths = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
     return sorted(path for path in paths if not path.is_symlink())
 
+def _written_names(folder: Path) -> set[str]:
+    "Names of the files that a stage wrote; where a version without lists wrote them, the unchanged outputs."
+    names, outputs = _read_written(folder), _read_record(folder).get('outputs', {})
+    if names:
+        return names
+    kept = [folder/name for name, was in outputs.items() if _holds(folder, {name: was})]
+    return {path.relative_to(folder).as_posix() for output in kept for path in [output, *_files(output)]}
+
 def own_files(folder: Path) -> list[Path]:
-    "Files below a stage's folder that the stage wrote."
-    written = _read_written(folder)
-    if not written:   # a folder of an earlier version has no list
-        outputs = _read_record(folder).get('outputs', {})
-        written = {path.relative_to(folder).as_posix() for name, was in outputs.items()
-                   if _holds(folder, {name: was}) for path in [folder/name, *_files(folder/name)]}
-    own = {path: path.relative_to(folder).as_posix() for path in _files(folder)}
+    "Files below a stage's folder that the stage wrote, its books among them."
+    written, own = _written_names(folder), {path: path.relative_to(folder).as_posix() for path in _files(folder)}
     return [path for path, name in own.items()
             if name in written or _BOOKS.fullmatch(name) or HALF_WRITTEN.fullmatch(path.name)]
 
@@ -229,31 +232,39 @@ def clear_folder(folder: Path,
     _remove_empty_folders(folder)
     set_aside(folder, [path for path in sorted(folder.iterdir()) if path.name != keep])
 
+# %% ../../nbs/runs/02_stage.ipynb #de442f47
+def withdraw_record(folder: Path):
+    "Say no more that a stage is complete; what is its own is known without the record, too."
+    record, written = folder/'stage.json', folder/'.written'
+    if not record.is_file():
+        return
+    if not _read_record(folder):
+        print(f'{record} is damaged: the stage runs again')
+    names = _written_names(folder)
+    if names and not written.exists():
+        written.write_text(''.join(json.dumps(name) + '\n' for name in sorted(names)))
+    record.unlink()
+
 # %% ../../nbs/runs/02_stage.ipynb #14350a2d
 def _read_key(folder: Path) -> str:
     "Whose work a folder holds; '' where nobody says."
     path = folder/'.key'
     return path.read_text(errors='replace') if path.is_file() else ''
 
-def _name_damaged(folder: Path):
-    "Say which of a stage's books cannot be read."
-    if (folder/'stage.json').exists() and not _read_record(folder):
-        print(f'{folder}/stage.json is damaged: the stage runs again')
-    if not re.fullmatch('[0-9a-f]{16}|', _read_key(folder)):
-        print(f'{folder}/.key is damaged: the stage begins anew')
-
 def _prepare_folder(folder: Path, key: str):
     "Make a stage's folder ready for the work of this key; what a killed run of the same work left stays."
     check_stage_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _name_damaged(folder)
-    if _read_key(folder) != key:
+    found = _read_key(folder)
+    if not re.fullmatch('[0-9a-f]{16}|', found):
+        print(f'{folder}/.key is damaged: the stage begins anew')
+    withdraw_record(folder)
+    if found != key:
         clear_folder(folder, keep='notebook.ipynb')
     else:
         _tidy(folder)
     with atomic_path(folder/'.key') as tmp:
         tmp.write_text(key)
-    (folder/'stage.json').unlink(missing_ok=True)
 
 # %% ../../nbs/runs/02_stage.ipynb #6567c972
 def _tidy(folder: Path):
@@ -519,14 +530,13 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 @patch
 def sync_files(self: Stage):
     "Have everything that the stage wrote on the disk, before its record says so; raises `InputError` for what is gone."
-    files = [self.dir/name for name in sorted(self.written)]
+    files = [self.dir/name for name in sorted(_read_written(self.dir))]   # of data workers, too
     lost = [path for path in files if not path.is_file()]
     if lost:
         self.remove_states()
         raise InputError(f"{len(lost)} files are gone that {self.name} wrote, such as {lost[0]}", "a folder of its own",
                          "start the same line again: this stage begins anew")
-    for path in dict.fromkeys([*files, *(path.parent for path in files)]):
-        sync(path)
+    sync_files(files)
 
 # %% ../../nbs/runs/02_stage.ipynb #f81a20e8
 @patch
