@@ -687,7 +687,8 @@ def _forward_share(domain: LabeledImageSet, config: RunConfig, device: torch.dev
     "Of the time of a pass that samples features."
     network = _Timed(init_model(config, device).eval())
     features = TargetFeatures(network, 60_000, 0)
-    target = Samples(images_only(domain), config.size, cache_mb=0)
+    half = config.height // 2, config.width // 2
+    target = Samples(images_only(domain), half, cache_mb=0)
     with tempfile.TemporaryDirectory() as run_dir:
         start_run(run_dir, replace(load_preset('demo'), device=str(device)))
         stage = Stage(run_dir, 'prototypes', PrototypesSettings)
@@ -711,7 +712,7 @@ def _pass_rows(passes: dict[str, _Pass], images: int) -> list[Row]:
 
 # %% ../../nbs/studies/04_speed.ipynb #d7428d32
 def bench_passes(device: str = 'cpu',   # cpu or cuda
-                 images: int = 4,       # that are looked at
+                 images: int = 3,       # that are looked at
                  source_height: int = 1052, source_width: int = 1914,   # of the files; GTA5's
                  target_height: int = 1024, target_width: int = 2048,   # Cityscapes'
                  changes: tuple = (),   # settings of the preset gta5-cityscapes
