@@ -184,13 +184,23 @@ def show_before_after(rows: dict[str, list], space: LabelSpace):   # from `befor
     return fig
 
 # %% ../nbs/08_evaluation.ipynb #a5e904f0
+@dataclass
+class _PseudoAndTrue:
+    "Written pseudo labels, and true ones at their size."
+    folder: Path
+    data: LabeledImageSet
+
+    def read(self, i: int) -> dict[str, np.ndarray]:   # (h, w) each
+        pseudo = np.array(open_ids(self.folder/f'{self.data.keys[i]}.png'))
+        return dict(pseudo=pseudo, true=fit_to_size(Image.fromarray(self.data.label(i)), pseudo.shape, Image.NEAREST))
+
+# %% ../nbs/08_evaluation.ipynb #c92e046a
 def score_pseudo_labels(folder: Path, data: LabeledImageSet, space: LabelSpace
                         ) -> dict:   # scores of the kept pixels, share kept
     "Compare written pseudo labels with true ones."
     cm, kept, total = np.zeros((len(space), len(space)), np.int64), 0, 0
-    for i, key in enumerate(data.keys):
-        pseudo = open_ids(folder/f'{key}.png')
-        true = fit_to_size(Image.fromarray(data.label(i)), pseudo.shape, Image.NEAREST)
+    for batch in read_batches(_PseudoAndTrue(folder, data), range(len(data))):
+        pseudo, true = batch['pseudo'].numpy(), batch['true'].numpy()
         compared = (pseudo != IGNORE) & (true != IGNORE)
         cm += confusion_matrix(true[compared], pseudo[compared], len(space))
         kept, total = kept + int((pseudo != IGNORE).sum()), total + pseudo.size

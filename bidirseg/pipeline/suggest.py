@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core import InputError, atomic_path, progress
-from ..data import ImageSet, Samples
+from ..data import ImageSet, Samples, read_batches
 from ..data.images import file_fingerprint
 from ..models import predict_features
 from ..plots import image_grid
@@ -26,7 +26,7 @@ from ..runs import Stage
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #c9bbdf3b
 def log_likelihood(labeler: PseudoLabeler,
-                   image: np.ndarray,          # (3, h, w) uint8
+                   image: np.ndarray | Tensor,   # (3, h, w) uint8, or a batch of one
                    ) -> tuple[Tensor, Tensor]:   # (h', w') ln p(x) of each feature, nats; (d,) their mean feature
     "How well the prototypes explain an image, place by place."
     features, _ = predict_features(labeler.model, image)
@@ -74,8 +74,8 @@ def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> 
     if not positions:
         raise InputError("a target whose images are all labelled", "images without labels",
                          "add target images: there is nothing to suggest")
-    for i in progress(positions, 'target images', len(positions)):
-        log_p, mean = log_likelihood(labeler, target.read(i)['image'])
+    for batch in progress(read_batches(target, positions, device=stage.device), 'target images', len(positions)):
+        log_p, mean = log_likelihood(labeler, batch['image'])
         scores.append(log_p.mean().item())
         means.append(mean.cpu().numpy())
     picks = pick_images(np.array(scores), np.stack(means), count, stage.config.seed)

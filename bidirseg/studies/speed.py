@@ -642,6 +642,7 @@ def _passes_of_target(domain: LabeledImageSet, config: RunConfig, network: nn.Mo
     "Those over Cityscapes."
     target, keys = Samples(images_only(domain), config.size, cache_mb=0), domain.keys
     features, regions, of_classes = TargetFeatures(network, 60_000, 0), Regions(), (network.num_classes, 8)
+    features.reservoir.limit = [.01]   # as in the middle of the pass: few rows are still kept
     small = Samples(images_only(domain), (128, 256), cache_mb=0)
     means, variances = torch.rand(2, *of_classes, network.channels)
     prototypes = ClassPrototypes(torch.full(of_classes, 1 / 8), means, variances + .1)
@@ -687,7 +688,8 @@ def _forward_share(domain: LabeledImageSet, config: RunConfig, device: torch.dev
     "Of the time of a pass that samples features."
     network = _Timed(init_model(config, device).eval())
     features = TargetFeatures(network, 60_000, 0)
-    target = Samples(images_only(domain), config.size, cache_mb=0)
+    half = config.height // 2, config.width // 2
+    target = Samples(images_only(domain), half, cache_mb=0)
     with tempfile.TemporaryDirectory() as run_dir:
         start_run(run_dir, replace(load_preset('demo'), device=str(device)))
         stage = Stage(run_dir, 'prototypes', PrototypesSettings)
@@ -711,7 +713,7 @@ def _pass_rows(passes: dict[str, _Pass], images: int) -> list[Row]:
 
 # %% ../../nbs/studies/04_speed.ipynb #d7428d32
 def bench_passes(device: str = 'cpu',   # cpu or cuda
-                 images: int = 4,       # that are looked at
+                 images: int = 3,       # that are looked at
                  source_height: int = 1052, source_width: int = 1914,   # of the files; GTA5's
                  target_height: int = 1024, target_width: int = 2048,   # Cityscapes'
                  changes: tuple = (),   # settings of the preset gta5-cityscapes
@@ -749,7 +751,7 @@ def _busy_processes(n: int):
 
 # %% ../../nbs/studies/04_speed.ipynb #7020dedf
 def bench_busy(device: str = 'cpu',   # cpu or cuda
-               steps: int = 6, batch_size: int = 4, turns: int = 3) -> list[Row]:
+               steps: int = 3, batch_size: int = 4, turns: int = 2) -> list[Row]:
     "A training step of the demo beside busy processes, against the same alone."
     device, config = pick_device(device), load_preset('demo')
     settings, others = stage_settings(WarmupSettings, config, 'source_only'), cpu_count() + 1
