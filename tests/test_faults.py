@@ -246,7 +246,7 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
     log = tmp_path/'log.txt'
     with open(log, 'w') as file:
         process = psutil.Popen(line, stdout=file, stderr=file, cwd=work, env={**os.environ, 'OMP_NUM_THREADS': '1'})
-    until = time.time() + 300
+    until = time.time() + 600
     while 'loss' not in log.read_text() and process.poll() is None and time.time() < until:
         time.sleep(.1)
     helpers, began = process.children(recursive=True), time.time()
