@@ -324,7 +324,7 @@ def test_a_received_checkpoint_starts_no_download(finished, tmp_path, monkeypatc
             load_checkpoint(tmp_path/'model.pt')
 
 
-@pytest.mark.parametrize('content', [b'{"format": 2, "con', b'\xff', b'[]', b'{"format": 2, "config": 3}'])
+@pytest.mark.parametrize('content', [b'{"format": 3, "con', b'\xff', b'[]', b'{"format": 3, "config": 3}'])
 def test_a_damaged_run_file_is_written_anew(run_dir, preset, content, capsys, monkeypatch):
     (run_dir/'run.json').write_bytes(content)
     (run_dir/'.run.json.4194999.tmp.json').touch()   # of a process that is gone

@@ -380,7 +380,7 @@ def full_paths(config: RunConfig) -> RunConfig:
     return replace(config, **changed)
 
 # %% ../../nbs/runs/00_config.ipynb #464437fd
-_FORMAT = 2   # of run directories; 1 had prototypes and pseudo labels in one stage
+_FORMAT = 3   # of run directories; 1 had prototypes and pseudo labels in one stage, 2 a file of weights an image
 
 _MEND_RUN = 'start the line of the run again with --update, which writes this file anew; stages that hold stay'
 
