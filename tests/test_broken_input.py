@@ -301,7 +301,7 @@ def test_a_checkpoint_of_ours_with_wrong_insides(tmp_path):
 
 
 def test_run_directories_of_another_version(tmp_path):
-    texts = dict(later='{"format": 3, "config": {}}', earlier='{"format": 1, "config": {}}', older='{"config": {}}',
+    texts = dict(later='{"format": 4, "config": {}}', earlier='{"format": 2, "config": {}}', older='{"config": {}}',
                  torn='{"format": 3, "con', other='[1]', strange='{"format": 3, "config": {"wheels": 4}}',
                  none='{"format": 3}')
     for name, text in texts.items():
