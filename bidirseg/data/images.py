@@ -96,10 +96,12 @@ class ImageSet:
         "Changes when files are added, removed or rewritten, not when they are copied or moved."
         return _hash_entries([entry for name in self._per_image for entry in getattr(self, name)])
 
-    def file_stamps(self) -> list[tuple[int, int]]:   # of images, then of label maps
-        "Size and time of the last writing of every file; any change of bytes moves the time."
-        entries = [entry for name in self._per_image for entry in getattr(self, name)]
-        return [_file_stamp(entry) for entry in entries if isinstance(entry, Path)]
+# %% ../../nbs/data/01_images.ipynb #528685af
+@patch
+def file_stamps(self: ImageSet) -> list[tuple[int, int]]:   # of images, then of label maps
+    "Size and time of the last writing of every file; any change of bytes moves the time."
+    entries = [entry for name in self._per_image for entry in getattr(self, name)]
+    return [_file_stamp(entry) for entry in entries if isinstance(entry, Path)]
 
 # %% ../../nbs/data/01_images.ipynb #88437f64
 def _check_values(images: 'LabeledImageSet', i: int,

@@ -527,6 +527,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
         self.written.add(name)
     return True
 
+# %% ../../nbs/runs/02_stage.ipynb #ebd57172
 @patch
 def sync_files(self: Stage):
     "Have everything that the stage wrote on the disk, before its record says so; raises `InputError` for what is gone."
