@@ -107,6 +107,8 @@ def _add_run(commands):
     parser.add_argument('--run-dir', metavar='DIR', help='runs/PRESET if not given')
     parser.add_argument('--from-run', metavar='DIR',
                         help='another run, whose stages are taken over where they still hold')
+    parser.add_argument('--nproc', type=int_at_least(1), metavar='N',
+                        help='processes that train together on this machine, each on its own GPU if there are any')
     parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
     parser.add_argument('--log-json', action='store_true',
                         help='say everything as JSON, one object an event: start, progress, end, error, done')
@@ -122,6 +124,8 @@ def _run(args: Namespace):
     run_dir = args.run_dir or f'runs/{Path(args.preset).stem}'
     if args.notebooks:
         args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
+    if args.nproc:
+        args.set.append(f'processes={args.nproc}')
     if not args.dry_run:
         run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until)
         return

@@ -7,8 +7,8 @@ __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageE
            'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path', 'sync_files',
            'synced_at_end', 'remove_half_written', 'save_json', 'load_json', 'check_text', 'check_plain_file',
            'read_toml', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'is_accelerator',
-           'autocast', 'progress_style', 'progress', 'cpu_count', 'die_with_parent', 'start_worker', 'peak_memory',
-           'versions', 'commit']
+           'autocast', 'progress_style', 'progress', 'cpu_count', 'die_with_parent', 'exit_with_parent', 'start_worker',
+           'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -21,6 +21,7 @@ import errno
 import functools
 import hashlib
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -527,6 +528,11 @@ def die_with_parent():
     "Have the system kill this process when the thread that started it ends; nothing where it cannot."
     if sys.platform == 'linux':
         ctypes.CDLL(None).prctl(*map(ctypes.c_ulong, (_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)))
+
+def exit_with_parent():
+    "End this process as soon as the one that asked a fork server for it is gone; for a thread of its own."
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 def start_worker(number: int):
     "What a data worker does first: it ends with its parent, which alone answers signals."

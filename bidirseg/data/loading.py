@@ -135,6 +135,8 @@ class Batches:
     seed: int
     start: int        # the first step
     stop: int         # the step after the last
+    part: int = 0     # of each batch, where several processes share it
+    parts: int = 1
 
     def __len__(self):
         return self.stop - self.start
@@ -146,7 +148,7 @@ class Batches:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = lru_cache(1)(self.order)     # that of the current epoch is kept
         for step in range(self.start, self.stop):
-            draws = range(step * self.batch_size, (step + 1) * self.batch_size)
+            draws = range(step * self.batch_size + self.part, (step + 1) * self.batch_size, self.parts)
             yield [(order(draw // self.n)[draw % self.n], draw) for draw in draws]
 
 # %% ../../nbs/data/07_loading.ipynb #38fe93ce
@@ -159,9 +161,10 @@ def train_loader(samples: Samples, batch_size: int,
                  start: int, stop: int,      # steps
                  workers: int = 0,           # processes that read ahead
                  pin_memory: bool = False,   # for batches that go to a GPU
+                 part: int = 0, parts: int = 1,   # of each batch
                  ) -> DataLoader:
     "Batches of `samples` for the steps start ... stop - 1; the same whatever the number of workers."
-    batches = Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop)
+    batches = Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop, part, parts)
     return DataLoader(samples, batch_sampler=batches, num_workers=workers,
                       generator=stream(samples.seed, 'loader'), pin_memory=pin_memory,
                       worker_init_fn=start_worker)

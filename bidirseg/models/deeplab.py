@@ -52,7 +52,8 @@ class ASPP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:   # (b, inputs, h, w) -> (b, width, h, w)
-        if self.pooled[1].training and len(x) == 1:
+        own_batch = type(self.pooled[1]) is nn.BatchNorm2d   # not that of several processes
+        if own_batch and self.pooled[1].training and len(x) == 1:
             raise InputError("a batch of one image in training",
                              "two images or more: batch norm of the image mean needs a spread",
                              "enlarge the batch, or call model.eval()")

@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, TextIO
 
-from ..core import InputError, StageError, check_name, cpu_count
-from .kernels import exit_with_parent
+from ..core import InputError, StageError, check_name, cpu_count, exit_with_parent
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #f437ab09
 @dataclass(frozen=True)

@@ -151,6 +151,8 @@ def _check_config_values(config: 'RunConfig'):
                              f"for instance classes.{name}=[128,64,128]")
     if config.rounds < 0:
         raise InputError(f"rounds={config.rounds}", "0 or more rounds of distillation", "set rounds=2")
+    if config.processes < 1:
+        raise InputError(f"processes={config.processes}", "at least one process", "set processes=1")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads}", "at least one thread, or none for all cores", "set threads=1")
     _check_frozen(config)
@@ -194,6 +196,7 @@ class RunConfig:
     seed: int = 0
     device: str = 'auto'                # auto, cpu, cuda or cuda:N
     threads: 'int | None' = None        # of the CPU; none: all cores. The last bits of sums depend on their number
+    processes: int = 1                  # of a training, a GPU each; they share each batch. The last bits depend on it
     deterministic: bool = False         # the same bits from the same seed on a GPU, too: slower; a CPU needs no asking
     rounds: int = 2                     # rounds of self-distillation
     oracle: bool = False                # also train on the target's labels, for the scale of the scores
@@ -425,7 +428,7 @@ def check_run_dir(run_dir: Path):
                          "choose another --run-dir")
 
 # %% ../../nbs/runs/00_config.ipynb #478d6891
-_MAY_DIFFER = ('device', 'threads', 'description', 'chosen_on')   # between two starts of one run
+_MAY_DIFFER = ('device', 'threads', 'processes', 'description', 'chosen_on')   # between two starts of one run
 
 def _flatten(tree: dict, prefix: str = '') -> dict:
     "{'a': {'b': 1}} -> {'a.b': 1}"

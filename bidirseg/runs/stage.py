@@ -28,6 +28,7 @@ import torch
 from fastcore.basics import patch
 from torch import nn
 
+# %% ../../nbs/runs/02_stage.ipynb #a7b9f55d
 from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, cpu_count, fingerprint, is_accelerator,
                            load_json, load_torch, naming_file, peak_memory, pick_device, progress, save_json,
                            save_torch, sync_files, versions, watched_writes)
@@ -38,8 +39,8 @@ from .domains import domain_spec, open_images
 from .notebooks import changed_notebook
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
-_NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'deterministic', 'description', 'chosen_on', 'rounds',
-               'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels', 'notebooks')
+_NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'processes', 'deterministic', 'description', 'chosen_on',
+               'rounds', 'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels', 'notebooks')
 
 def _moves_bits(setting: Field, config: RunConfig) -> bool:
     "Whether a setting can change a result: it says if not, or which domain of the run it is about."
@@ -451,8 +452,7 @@ def open_stage(run_dir: str | Path, name: str,
     set_up_torch(stage.config)
     stage.owner = run_owner(run_dir)
     _prepare_folder(stage.dir, stage.key)
-    stage.written = _read_written(stage.dir)
-    with naming_file(stage.dir), watched_writes(stage.dir, stage.note_file):
+    with stage.noting_files():
         yield stage
         stage.check_inputs()
         stage.sync_files()
@@ -529,9 +529,17 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 
 # %% ../../nbs/runs/02_stage.ipynb #ebd57172
 @patch
+@contextlib.contextmanager
+def noting_files(self: Stage) -> Iterator:
+    "A scope in which files that this process moves into the folder are noted."
+    self.written = _read_written(self.dir)
+    with naming_file(self.dir), watched_writes(self.dir, self.note_file):
+        yield
+
+@patch
 def sync_files(self: Stage):
     "Have everything that the stage wrote on the disk, before its record says so; raises `InputError` for what is gone."
-    files = [self.dir/name for name in sorted(_read_written(self.dir))]   # of data workers, too
+    files = [self.dir/name for name in sorted(self.written | _read_written(self.dir))]   # other processes note some
     lost = [path for path in files if not path.is_file()]
     if lost:
         self.remove_states()

@@ -32,6 +32,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+# %% ../../nbs/studies/04_speed.ipynb #1cf4f87a
 from ..core import check_name, cpu_count, is_accelerator, pick_device, stream
 from ..data import (
     CITYSCAPES19, ImageSet, LabeledImageSet, Samples, augment, draw_scene, folder, images_only, read_batches, survey)

@@ -7,29 +7,35 @@ __all__ = ['STOPPED', 'TrainSettings', 'make_optimizer', 'make_loaders', 'Traine
            'init_model', 'labelled_target', 'train_stage', 'save_outputs']
 
 # %% ../../nbs/training/02_loop.ipynb #90d35dc7
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import contextlib
+import io
 import math
 import os
 import signal
 import sys
 import time
 
+import cloudpickle
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 import numpy as np
 import torch
 
+# %% ../../nbs/training/02_loop.ipynb #f88780e6
 from ..core import (
-    InputError, autocast, check_name, is_accelerator, progress, save_json, seeded, spaced_indices)
+    STOP_SIGNALS, InputError, autocast, check_name, is_accelerator, progress, save_json, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
+from bidirseg.training.distributed import (
+    average_gradients, check_processes, gather_names, launch, mean_over_processes, rank, use_global_batch_norm,
+    world_size)
 from .losses import poly_schedule
 from .memory import check_memory
 
@@ -98,8 +104,8 @@ def make_loaders(domains: list[Samples],
     pin_memory = is_accelerator(device)
 
     def loaders_from(start: int) -> list:
-        return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory)
-                for samples in domains]
+        return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory,
+                             rank(), world_size()) for samples in domains]
 
     return loaders_from
 
@@ -117,6 +123,7 @@ class Trainer:
     after_step: Callable | None = None      # called with the step
     draw: Callable | None = None            # history -> picture files worth a look
     at_checkpoint: Callable | None = None   # called with the number of steps done, also at the end
+    processes: int = 1                      # that share each batch
 
     def __post_init__(self):
         self.networks = dict(model=self.model, **self.others)
@@ -145,15 +152,16 @@ def losses(self: Trainer,
            batches: list[dict],      # of each domain, as the loaders give them
            ) -> dict[str, Tensor]:   # scalars
     "The losses of this step."
-    with seeded(self.seed, self.stage.name, self.step), autocast(self.device):
+    of_process = [rank()] if world_size() > 1 else []
+    with seeded(self.seed, self.stage.name, self.step, *of_process), autocast(self.device):
         on_device = [to_device(batch, self.device) for batch in batches]
         return self.loss_of(self.step, *on_device)
 
 # %% ../../nbs/training/02_loop.ipynb #c88ffdbe
 def _read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
-    "Losses as numbers, in one transfer."
-    values = torch.stack([loss.detach() for loss in losses.values()]).tolist()
-    return dict(zip(losses, values))
+    "Losses as numbers, in one transfer; means over the processes."
+    values = torch.stack([loss.detach() for loss in losses.values()])
+    return dict(zip(losses, mean_over_processes(values).tolist()))
 
 # %% ../../nbs/training/02_loop.ipynb #943b4a4e
 def _image_keys(loaders: list, batches: list[dict]) -> list[str]:
@@ -172,7 +180,7 @@ def check_all_finite(self: Trainer, values: dict[str, float], loaders: list, bat
         return
     resume = self.stage.dir/'resume.pt'
     state = f'the last good state is {resume}' if resume.exists() else 'there is no earlier state'
-    images = _image_keys(loaders, batches)
+    images = gather_names(_image_keys(loaders, batches))
     raise InputError(f'{self.stage.name} step {self.step}: losses {values} on {images}', 'finite losses',
                      f'look at these images, or lower lr={self.settings.lr}; {state}')
 
@@ -192,12 +200,17 @@ def restore(self: Trainer):
     state = self.stage.checkpoint()
     if state is None:
         return
+    self.load_state(state)
+    self.stage.extra['seconds_before'], self.began = state['seconds'], time.time()
+    print(f'{self.stage.name}: going on at step {self.step}')
+
+@patch
+def load_state(self: Trainer, state: dict):
+    "Be where `save` wrote a state."
     self.history = state['history']
-    self.stage.extra['seconds_before'] = state['seconds']
     for name, network in self.networks.items():
         network.load_state_dict(state[name])
     self.optimizer.load_state_dict(state['optimizer'])
-    print(f'{self.stage.name}: going on at step {self.step}')
 
 # %% ../../nbs/training/02_loop.ipynb #3928f4bd
 def _show_history(history: list[dict], title: str) -> Figure:
@@ -346,15 +359,16 @@ _LONG_TRAINING = 50   # steps to come; for fewer a trial is not worth its time
 @patch
 def try_step(self: Trainer, loaders: list):
     "Try a step before a long training; raises `InputError` where it does not fit."
-    if self.settings.steps - self.step < _LONG_TRAINING:
+    if self.settings.steps - self.step < _LONG_TRAINING or world_size() > 1:   # tried before the processes began
         return
     batches = _first_batches(loaders)
 
     def loss_of_first(n):
         return self.losses([_first_images(batch, n) for batch in batches])['loss']
 
-    networks = list(self.networks.values())
-    check_memory(loss_of_first, networks, self.settings.batch_size, self.device, self.stage.name)
+    networks, share = list(self.networks.values()), math.ceil(self.settings.batch_size / self.processes)
+    most = share if self.processes == 1 else max(2, share)   # batch norm of one process wants two images
+    check_memory(loss_of_first, networks, most, self.device, self.stage.name)
 
 # %% ../../nbs/training/02_loop.ipynb #c13f3d39
 def _tune_convolutions(device: torch.device):
@@ -367,7 +381,7 @@ def _tune_convolutions(device: torch.device):
 def checkpoint(self: Trainer, log: _TrainingLog):
     "Every `checkpoint_every` steps: `at_checkpoint`, the state, pictures. At the end: `at_checkpoint` alone."
     finished = self.step == self.settings.steps
-    if not finished and self.step % self.settings.checkpoint_every:
+    if rank() > 0 or not finished and self.step % self.settings.checkpoint_every:
         return
     if self.at_checkpoint:
         self.at_checkpoint(self.step)
@@ -400,11 +414,8 @@ def at_work(self: Trainer) -> Iterator:
 
 # %% ../../nbs/training/02_loop.ipynb #f5d86c98
 @patch
-def fit(self: Trainer,
-        loaders: Callable,   # start -> one loader per domain, from that step on
-        ) -> list[dict]:     # the history: losses and rate of every step
-    "Train to `settings.steps`; what a killed run left is not done again."
-    self.restore()
+def train_here(self: Trainer, loaders: Callable):
+    "Take the steps that are left, in this process."
     self.model.train()
     _tune_convolutions(self.device)
     feeds = loaders(self.step)
@@ -416,12 +427,12 @@ def fit(self: Trainer,
             losses = self.losses(batches)
             self.optimizer.zero_grad(set_to_none=True)
             losses['loss'].backward()
+            average_gradients(self.model.parameters())
             self.optimizer.step()
             values = _read_losses(losses)
             self.check_all_finite(values, feeds, batches)
             self.end_step(dict(values, lr=lr), log)
     log.close()
-    return self.history
 
 # %% ../../nbs/training/02_loop.ipynb #affb62e1
 @patch
@@ -436,6 +447,70 @@ def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
         self.save()
         log.close()
         os._exit(STOPPED)
+
+# %% ../../nbs/training/02_loop.ipynb #becd53d3
+def _pack(trainer: Trainer, loaders: Callable) -> bytes:
+    "A trainer and its loaders, to be sent to another process."
+    file = io.BytesIO()
+    torch.save((trainer, loaders), file, pickle_module=cloudpickle)
+    return file.getvalue()
+
+def _unpack(packed: bytes) -> tuple[Trainer, Callable]:
+    "What `_pack` packed, on the device of this process."
+    own = str(torch.accelerator.current_accelerator() or 'cpu')
+    number = int(os.environ.get('LOCAL_RANK', 0))
+    trainer, loaders = torch.load(io.BytesIO(packed), {f'{own}:0': f'{own}:{number}'}, weights_only=False)
+    if is_accelerator(trainer.device):
+        trainer.device = trainer.stage.device = torch.device(own, number)
+    return trainer, loaders
+
+# %% ../../nbs/training/02_loop.ipynb #bf42f8ae
+@contextlib.contextmanager
+def _speaks_or_not(trainer: Trainer) -> Iterator:
+    "A scope in which process 0 answers signals and reports, and others do neither."
+    if rank() == 0:
+        for stop in STOP_SIGNALS:
+            signal.signal(stop, end_soon)
+        yield
+        return
+    trainer.settings = replace(trainer.settings, tensorboard=False)
+    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+        yield
+
+def _train_share(packed: bytes) -> dict:   # for the stage's record
+    "Train in one process of several."
+    trainer, loaders = _unpack(packed)
+    use_global_batch_norm(trainer.model, trainer.device)
+    with trainer.stage.noting_files(), _speaks_or_not(trainer):
+        if int(os.environ['TORCHELASTIC_RESTART_COUNT']):
+            trainer.restore()
+        trainer.train_here(loaders)
+        if rank() == 0:
+            trainer.save()
+    return trainer.stage.extra
+
+# %% ../../nbs/training/02_loop.ipynb #6e565054
+@patch
+def train_in_processes(self: Trainer, loaders: Callable):
+    "Take the steps that are left in several processes."
+    check_processes(self.processes, self.settings.batch_size, self.device)
+    self.model.train()
+    self.try_step(loaders(self.step))
+    extra = launch(_train_share, self.processes, self.device, _pack(self, loaders))
+    self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=self.processes)
+    self.load_state(self.stage.checkpoint())
+
+@patch
+def fit(self: Trainer,
+        loaders: Callable,   # start -> one loader per domain, from that step on
+        ) -> list[dict]:     # the history: losses and rate of every step
+    "Train to `settings.steps`; what a killed run left is not done again."
+    self.restore()
+    if self.processes > 1 and self.step < self.settings.steps:
+        self.train_in_processes(loaders)
+    else:
+        self.train_here(loaders)
+    return self.history
 
 # %% ../../nbs/training/02_loop.ipynb #0cdace2d
 @torch.no_grad()
@@ -480,7 +555,8 @@ def train_stage(stage: Stage, model: nn.Module,
                 ) -> list[dict]:                      # the history
     "Train the network of a stage as its settings say."
     draw = partial(draw_training, stage, model, shown or domains)
-    trainer = Trainer(stage, model, stage.settings, stage.device, stage.config.seed, loss_of, draw=draw, **more)
+    trainer = Trainer(stage, model, stage.settings, stage.device, stage.config.seed, loss_of, draw=draw,
+                      processes=stage.config.processes, **more)
     return trainer.fit(make_loaders(domains, stage.settings, stage.device))
 
 # %% ../../nbs/training/02_loop.ipynb #3e604d67

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ..core import InputError, spaced_indices
 from ..data import IGNORE, Samples, read_batches
 from ..models import upsample
+from .distributed import process_share
 
 # %% ../../nbs/training/00_losses.ipynb #292faed0
 def poly_schedule(step: int,              # t, from 0
@@ -56,10 +57,11 @@ def cross_entropy(logits: Tensor,                # (b, classes, h, w)
     counted = target != IGNORE   # (b, h, w)
     if weight is not None:
         label = torch.where(counted, target, 0).long()
-        counted = counted & (weight[label] > 0)
+        weighs = weight[label]
+        counted = counted & (weighs > 0)
         weight = torch.where(counted.any(), weight, 1)   # where nothing counts, weights of 0 would give 0 / 0
-    mean = _pixel_cross_entropy(logits, target, weight, reduction='mean')
-    return torch.where(counted.any(), mean, 0)
+    mean = torch.where(counted.any(), _pixel_cross_entropy(logits, target, weight, reduction='mean'), 0)
+    return mean * process_share(counted if weight is None else weighs * counted)
 
 # %% ../../nbs/training/00_losses.ipynb #31d55641
 def labelled_loss(logits: Tensor,                  # (b, classes, h/4, w/4) float32
@@ -122,7 +124,8 @@ def weighted_cross_entropy(logits: Tensor,  # (b, classes, h, w)
     "Cross entropy times a weight for each pixel, over the count of valid pixels (published code)."
     _check_maps(logits, target=target, weight=weight)
     valid = target != IGNORE
-    return (_pixel_cross_entropy(logits, target) * weight).sum() / valid.sum().clamp(min=1)
+    mean = (_pixel_cross_entropy(logits, target) * weight).sum() / valid.sum().clamp(min=1)
+    return mean * process_share(valid)
 
 # %% ../../nbs/training/00_losses.ipynb #b14fa91b
 def source_loss(logits: Tensor,        # (b, classes, h/4, w/4)
@@ -153,7 +156,7 @@ def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
     p_others = p.sum(1) - p.gather(1, label[:, None])[:, 0]
     cross = _pixel_cross_entropy(logits, target).sum() / count
     reverse = (-_LOG_OF_ZERO * p_others * valid).sum() / count
-    return alpha * cross + beta * reverse
+    return (alpha * cross + beta * reverse) * process_share(valid)
 
 # %% ../../nbs/training/00_losses.ipynb #e26b1bc8
 def _kl_divergence(student_logits: Tensor,  # (b, classes, h, w)
@@ -175,14 +178,16 @@ def consistency_loss(student_logits: Tensor,  # (b, classes, h, w), of the stron
     _check_maps(student_logits, visible=visible)
     num_classes = student_logits.shape[1]
     kl = _kl_divergence(student_logits, teacher_logits)
-    return (kl * visible).sum() / (visible.sum().clamp(min=1) * num_classes)
+    mean = (kl * visible).sum() / (visible.sum().clamp(min=1) * num_classes)
+    return mean * process_share(visible)
 
 # %% ../../nbs/training/00_losses.ipynb #668fa070
 def distillation_loss(student_logits: Tensor,  # (b, classes, h, w)
                       teacher_logits: Tensor,  # (b, classes, h, w)
                       ) -> Tensor:             # scalar, nats
     "Mean KL(teacher || student) over pixels."
-    return _kl_divergence(student_logits, teacher_logits).mean()
+    kl = _kl_divergence(student_logits, teacher_logits)
+    return kl.mean() * process_share(torch.ones_like(kl))
 
 # %% ../../nbs/training/00_losses.ipynb #034402ec
 def total_loss(parts: dict[str, Tensor],  # name -> scalar, weighted already
