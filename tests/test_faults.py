@@ -372,7 +372,10 @@ def test_a_run_that_is_deleted_midway_is_one_line(tmp_path):
 def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
     text = '[source]\ndataset = "folder"\nroot = "a\\u0000b"\n'
     (tmp_path/'own.toml').write_text(text)
-    lines = [['run', str(tmp_path/'own.toml')], ['check', '--source', str(tmp_path/'own.toml')],
+    (tmp_path/'data.toml').write_text(text.removeprefix('[source]\n'))
+    (tmp_path/'images.toml').write_text('dataset = "folder"\nroot = "."\nimages = "a\\u0000"\n')
+    lines = [['run', str(tmp_path/'own.toml')], ['check', '--source', str(tmp_path/'data.toml')],
+             ['check', '--source', str(tmp_path/'images.toml')],
              ['run', 'demo', '--set', 'weights="a\\u0000.pt"']]
     for line in lines:
         assert main(line) == 2

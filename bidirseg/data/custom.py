@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import InputError, atomic_path, read_toml, spaced_indices
+from ..core import InputError, atomic_path, check_text, read_toml, spaced_indices
 from .audit import findings, remarks, survey
 from .images import LabeledImageSet, image_files, opened, orientation, stored_bits
 from .labels import LabelSpace
@@ -35,6 +35,7 @@ def read_description(path: str | Path) -> dict:   # a domain's table, as a prese
         root = spec['root']
         if not isinstance(root, str):
             raise InputError(f"{path}: root = {root!r}", "a text", 'for instance root = "."')
+        check_text(root, str(path))
         spec['root'] = str((path.parent/Path(root).expanduser()).resolve())
     return spec
 

@@ -20,7 +20,7 @@ import sys
 from PIL import Image
 import numpy as np
 
-from ..core import InputError, cache_dir, check_name
+from ..core import InputError, cache_dir, check_name, check_text
 from .archives import ARCHIVES
 from .catalogue import CITYSCAPES_IDS, IDD_IDS, KNOWN_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
 from bidirseg.data.images import (
@@ -658,6 +658,7 @@ def open_domain(spec: dict,                 # dataset, its reader's options, and
                 data_root: str | Path | None = None,   # the folder of all data sets
                 ) -> ImageSet:
     "Open a domain as a settings file describes it, labels mapped to the wanted classes."
+    check_text(spec, "a data set's description")
     images = _read(spec, labelled, data_root)
     shared = {name: spec.get(name, default) for name, default in _SHARED_OPTIONS.items()}
     if not isinstance(shared['skip_missing'], bool):
