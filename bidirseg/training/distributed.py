@@ -141,6 +141,14 @@ def check_processes(processes: int, batch_size: int, device: torch.device):
         raise InputError(f"processes={processes} on device '{device}', and there are {count}", "a GPU for each process",
                          f"set processes={count}, and device={device.type} without a number")
 
+# %% ../../nbs/training/04_distributed.ipynb #66f1e022
+def _join(backend: str):
+    "Become a member of the group of processes that the launcher started together."
+    attempt, number, count = (os.environ[name] for name in ('TORCHELASTIC_RESTART_COUNT', 'RANK', 'WORLD_SIZE'))
+    launcher = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False)
+    store = dist.PrefixStore(f'attempt {attempt}', launcher)
+    dist.init_process_group(backend, store=store, rank=int(number), world_size=int(count))
+
 # %% ../../nbs/training/04_distributed.ipynb #b2f3e90a
 _ANSWERED = (*STOP_SIGNALS, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)   # by the process that launches
 
@@ -155,7 +163,7 @@ def _work(folder: str, device: torch.device, threads: int, function: Callable, a
     torch.set_num_threads(threads)
     if is_accelerator(device):
         torch.accelerator.set_device_index(int(os.environ['LOCAL_RANK']))
-    dist.init_process_group(dist.get_default_backend_for_device(device))
+    _join(dist.get_default_backend_for_device(device))
     try:
         result = function(*args)
     except InputError as error:
