@@ -4,7 +4,7 @@ import os
 
 import lazy_loader
 
-# Threads that wait for each other spin, by default, and beside other programs a step then takes a hundred times as long.
+# Threads that wait for each other spin, by default, and beside other programs a step then takes ten times as long.
 # OpenMP reads this once, when torch is imported, and every process that is started from here inherits it.
 for _name, _value in dict(OMP_WAIT_POLICY='passive', GOMP_SPINCOUNT='0', KMP_BLOCKTIME='0').items():
     os.environ.setdefault(_name, _value)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_pipeline import TINY
 
 from bidirseg.cli import main
 from bidirseg.pipeline import stages
@@ -17,13 +16,6 @@ from bidirseg.runs import load_preset, start_run
 BIN = Path(sys.executable).parent
 SHORT = ['rounds=0', 'oracle=false', 'warmup.brightness_match=false', 'training.steps=2', 'training.batch_size=2']
 CHANGES = [part for change in SHORT for part in ('--set', change)]
-
-
-@pytest.fixture(scope='module')
-def preset(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp('preset')/'tiny.toml'
-    path.write_text(TINY)
-    return path
 
 
 @pytest.fixture(scope='module')

@@ -17,7 +17,6 @@ import pytest
 import torch
 from PIL import Image
 from test_batches import SHORT
-from test_pipeline import TINY
 
 from bidirseg.cli import main
 from bidirseg.core import InputError, load_json, load_torch, save_json, save_torch
@@ -30,13 +29,6 @@ from bidirseg.runs.config import StageSettings
 from bidirseg.runs.stage import clear_folder
 
 BIN = Path(sys.executable).parent
-
-
-@pytest.fixture(scope='module')
-def preset(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp('preset')/'tiny.toml'
-    path.write_text(TINY)
-    return path
 
 
 @pytest.fixture(scope='module')

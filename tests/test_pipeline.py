@@ -22,56 +22,6 @@ from bidirseg.core import InputError, load_json, load_torch
 from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, load_preset, load_run, stage_dir, stage_names, start_run
 
-SCENES = 'dataset = "scenes"\nheight = 48\nwidth = 96\n'
-TINY = f'''
-label_space = "cityscapes19"
-height = 48
-width = 96
-backbone = "resnet10"
-output_stride = 32
-feature_dim = 16
-rounds = 1
-oracle = true
-device = "cpu"
-[source]
-count = 8
-{SCENES}
-[target]
-domain = "camera"
-count = 6
-{SCENES}
-[evaluation]
-domain = "camera"
-first = 1000000
-count = 4
-{SCENES}
-[training]
-steps = 6
-batch_size = 2
-warmup_steps = 1
-checkpoint_every = 2
-lr = 0.01
-[warmup]
-style = "fourier"
-brightness_match = true
-[prototypes]
-n_components = 2
-[reweighting]
-n_centroids = 8
-[self_training]
-class_mix = true
-bn_mode = "joint"
-output_model = "ema"
-ramp_steps = 2
-'''
-
-
-@pytest.fixture(scope='module')
-def preset(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp('preset')/'tiny.toml'
-    path.write_text(TINY)
-    return path
-
 
 @pytest.fixture(scope='module')
 def finished(preset, call, tmp_path_factory) -> Path:

@@ -164,7 +164,8 @@ def _is_complete(folder: Path, key: str) -> bool:
     return record.get('key') == key and _holds(folder, record['outputs'])
 
 # %% ../../nbs/runs/02_stage.ipynb #e74748ee
-_BOOKS = re.compile(r'stage[.]json|notebook[.]ipynb|resume[.]pt|[.]key|[.]written|[.][^/]*[.](jsonl|pt)')
+_BOOKS = re.compile(r'stage[.]json|notebook[.]ipynb|resume[.]pt|[.]key|[.]written|[.][^/]*[.](jsonl|pt)'
+                    r'|events/events[.]out[.]tfevents[.].*')   # TensorBoard's, which are not moved into place
 
 def _read_written(folder: Path) -> set[str]:
     "The names in a stage's list, but for a last one that a kill cut off."
@@ -180,17 +181,9 @@ def _files(folder: Path) -> list[Path]:
     paths = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
     return sorted(path for path in paths if not path.is_symlink())
 
-def _written_names(folder: Path) -> set[str]:
-    "Names of the files that a stage wrote; where a version without lists wrote them, the unchanged outputs."
-    names, outputs = _read_written(folder), _read_record(folder).get('outputs', {})
-    if names:
-        return names
-    kept = [folder/name for name, was in outputs.items() if _holds(folder, {name: was})]
-    return {path.relative_to(folder).as_posix() for output in kept for path in [output, *_files(output)]}
-
 def own_files(folder: Path) -> list[Path]:
     "Files below a stage's folder that the stage wrote, its books among them."
-    written, own = _written_names(folder), {path: path.relative_to(folder).as_posix() for path in _files(folder)}
+    written, own = _read_written(folder), {path: path.relative_to(folder).as_posix() for path in _files(folder)}
     return [path for path, name in own.items()
             if name in written or _BOOKS.fullmatch(name) or HALF_WRITTEN.fullmatch(path.name)]
 
@@ -235,16 +228,11 @@ def clear_folder(folder: Path,
 
 # %% ../../nbs/runs/02_stage.ipynb #de442f47
 def withdraw_record(folder: Path):
-    "Say no more that a stage is complete; what is its own is known without the record, too."
-    record, written = folder/'stage.json', folder/'.written'
-    if not record.is_file():
-        return
-    if not _read_record(folder):
+    "Say no more that a stage is complete."
+    record = folder/'stage.json'
+    if record.is_file() and not _read_record(folder):
         print(f'{record} is damaged: the stage runs again')
-    names = _written_names(folder)
-    if names and not written.exists():
-        written.write_text(''.join(json.dumps(name) + '\n' for name in sorted(names)))
-    record.unlink()
+    record.unlink(missing_ok=True)
 
 # %% ../../nbs/runs/02_stage.ipynb #14350a2d
 def _read_key(folder: Path) -> str:
