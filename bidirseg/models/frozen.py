@@ -7,6 +7,8 @@ __all__ = ['FrozenMaps', 'keep_maps', 'FrozenFeatures', 'with_features']
 
 # %% ../../nbs/models/05_frozen.ipynb #a8c528df
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,7 +36,8 @@ class FrozenMaps:
                  scale: float = 1.0,              # images are enlarged by this first
                  ):
         self.backbone, self.scale = backbone.eval(), scale
-        self.folder = cache_dir()/'maps'/_weights_hash(backbone)
+        place = os.environ.get('BIDIRSEG_MAPS') or cache_dir()/'maps'
+        self.folder = Path(place)/_weights_hash(backbone)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:   # float32

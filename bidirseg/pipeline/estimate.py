@@ -8,12 +8,14 @@ __all__ = ['shrink', 'clock', 'dry_run']
 # %% ../../nbs/pipeline/04_estimate.ipynb #b935d590
 import contextlib
 import io
+import os
 import shutil
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
+from unittest.mock import patch
 
 import torch
 
@@ -51,10 +53,23 @@ def _too_large(error: StageError) -> bool:
     killed = error.kind == 'DeadKernelError'
     return killed or 'memory' in f'{error.kind} {error.said}'.lower()
 
+def _size(*folders: Path) -> int:   # bytes
+    "What the files below folders take."
+    files = [path for folder in folders for path in folder.rglob('*') if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+@contextlib.contextmanager
+def _silent() -> Iterator:
+    "A scope that prints nothing."
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
 def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in bytes
     "Run one stage, silently."
+    maps = run_dir/'maps'
+    before = _size(maps)
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _silent(), patch.dict(os.environ, BIDIRSEG_MAPS=str(maps)):
             run_stage(run_dir, name)
     except StageError as error:
         if not _too_large(error):
@@ -62,8 +77,8 @@ def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in
         raise InputError(f"a step of {name} does not fit into the memory here", "a step that fits",
                          f"set a smaller {name}.batch_size, or crop_height and crop_width; or run it where there is "
                          "more memory") from None
-    files = [path for path in stage_dir(run_dir, name).rglob('*') if path.is_file()]
-    return dict(load_json(stage_dir(run_dir, name)/'stage.json'), disk=sum(path.stat().st_size for path in files))
+    folder = stage_dir(run_dir, name)
+    return dict(load_json(folder/'stage.json'), disk=_size(folder, maps) - before)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #47d50c3f
 class _Trial(NamedTuple):
