@@ -83,7 +83,7 @@ def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in
 # %% ../../nbs/pipeline/04_estimate.ipynb #47d50c3f
 class _Trial(NamedTuple):
     "What a small run took."
-    images: int                # of all domains together
+    counts: dict[str, int]     # domain -> images
     records: dict[str, dict]   # stage -> its record, with `disk` in bytes
 
 def _run_trial(config: RunConfig,         # of the whole run
@@ -97,21 +97,22 @@ def _run_trial(config: RunConfig,         # of the whole run
     for name in stage_names(small):
         print(f'trying {name}', file=sys.stderr, flush=True)
         records[name] = _try_stage(run_dir, name)
-    return _Trial(sum(min(images, count) for count in counts.values()), records)
+    return _Trial({domain: min(images, count) for domain, count in counts.items()}, records)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #64690b66
 def _extrapolate(trials: tuple[_Trial, _Trial],   # the one of fewer images first
                  name: str,                       # a stage
                  key: str,                        # seconds or disk
-                 images: int,                     # of the whole run
+                 counts: dict[str, int],          # domain -> images of the whole run
                  ) -> float:
-    "What a stage takes for all images."
-    few, more = trials
-    at_few, at_more = few.records[name][key], more.records[name][key]
+    "What a stage takes for all images that it reads."
+    at_few, at_more = (trial.records[name][key] for trial in trials)
     if name == 'data':
         return at_few
-    an_image = max(0., (at_more - at_few) / max(1, more.images - few.images))
-    return at_few + an_image * (images - few.images)
+    reads = counts.keys() & trials[0].records[name]['inputs']
+    few, more, whole = (sum(n[domain] for domain in reads) for n in (trials[0].counts, trials[1].counts, counts))
+    an_image = max(0., (at_more - at_few) / max(1, more - few))
+    return at_few + an_image * (whole - few)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #a0d4dc6d
 def clock(seconds: float) -> str:
@@ -132,7 +133,7 @@ def _feature_memory(config: RunConfig, name: str, settings) -> float:   # MB
 # %% ../../nbs/pipeline/04_estimate.ipynb #7081770d
 def _estimate_stage(config: RunConfig, trials: tuple[_Trial, _Trial],
                     name: str,     # the stage
-                    images: int,   # of the whole run
+                    counts: dict[str, int],   # domain -> images of the whole run
                     steps: int,    # of training in a trial
                     ) -> dict:
     "Seconds, bytes and memory of one stage of the whole run."
@@ -142,8 +143,8 @@ def _estimate_stage(config: RunConfig, trials: tuple[_Trial, _Trial],
     step_seconds = record.get('step_seconds', 0.)
     further_seconds = step_seconds * max(0, all_steps - steps)
     return dict(name=name, steps=all_steps, step_seconds=step_seconds,
-                seconds=_extrapolate(trials, name, 'seconds', images) + further_seconds,
-                disk=_extrapolate(trials, name, 'disk', images),
+                seconds=_extrapolate(trials, name, 'seconds', counts) + further_seconds,
+                disk=_extrapolate(trials, name, 'disk', counts),
                 memory=record['peak_memory_mb'] + _feature_memory(config, name, settings),
                 gpu=record['peak_gpu_memory_mb'])
 
@@ -194,7 +195,6 @@ def dry_run(config: RunConfig,
     with tempfile.TemporaryDirectory() as folder:
         few = _run_trial(config, counts, images, steps, Path(folder)/'few')
         more = _run_trial(config, counts, 3 * images, steps, Path(folder)/'more')
-    of_all = sum(counts.values())
-    parts = [_estimate_stage(config, (few, more), name, of_all, steps) for name in stage_names(config)]
+    parts = [_estimate_stage(config, (few, more), name, counts, steps) for name in stage_names(config)]
     notes = _notes(counts, _total(parts, 'disk'), Path(place).resolve(), device)
     return *_estimate_table(parts, is_accelerator(device)), notes
