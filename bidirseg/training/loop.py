@@ -33,7 +33,7 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from .distributed import average_gradients, check_processes, gather_names, launch
+from .distributed import BatchInParts, average_gradients, check_processes, gather_names, launch
 from .distributed import mean_over_processes, rank, use_global_batch_norm, world_size
 from .losses import poly_schedule
 from .memory import check_memory
@@ -44,6 +44,7 @@ class TrainSettings(StageSettings):
     "Settings that all training stages share."
     steps: int = 500                 # of training
     batch_size: int = 8              # images of each domain
+    accumulate: int = 1              # parts of a batch, one after the other: less memory, more time
     optimizer: str = 'sgd'           # sgd or adamw
     lr: float = 5e-4                 # of the backbone
     head_multiplier: float = 10.0    # ASPP, decoder and classifier learn this many times faster
@@ -78,10 +79,13 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
-    for name in ('steps', 'batch_size', 'checkpoint_every', 'lr'):
+    for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr'):
         value = getattr(settings, name)
         if value <= 0:
             raise InputError(f"{name}={value}", "more than zero", f"raise {name}")
+    if settings.accumulate > settings.batch_size:
+        raise InputError(f"accumulate={settings.accumulate} for batch_size={settings.batch_size}",
+                         "an image of each domain in each part", f"set accumulate={settings.batch_size}")
 
 # %% ../../nbs/training/02_loop.ipynb #4c9ada7a
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -149,12 +153,55 @@ def set_rate(self: Trainer) -> float:
 @patch
 def losses(self: Trainer,
            batches: list[dict],      # of each domain, as the loaders give them
+           *part: int,               # which part of them these are, if they come in parts
            ) -> dict[str, Tensor]:   # scalars
     "The losses of this step."
     of_process = [rank()] if world_size() > 1 else []
-    with seeded(self.seed, self.stage.name, self.step, *of_process), autocast(self.device):
+    with seeded(self.seed, self.stage.name, self.step, *of_process, *part), autocast(self.device):
         on_device = [to_device(batch, self.device) for batch in batches]
         return self.loss_of(self.step, *on_device)
+
+# %% ../../nbs/training/02_loop.ipynb #6eefdb94
+@contextlib.contextmanager
+def _buffers_kept(networks: Iterable[nn.Module]) -> Iterator:
+    "A scope that leaves running statistics as they were."
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, before):
+        buffer.copy_(value)
+
+def _in_parts(batches: list[dict], count: int) -> list[list[dict]]:
+    "The parts of the batches of a step, each with images of every domain."
+    return [[{name: values[k::count] for name, values in batch.items()} for batch in batches] for k in range(count)]
+
+# %% ../../nbs/training/02_loop.ipynb #d114020b
+@patch
+def count_parts(self: Trainer, parts: list[list[dict]]) -> BatchInParts:
+    "See all parts of a batch without learning from them, for the counts of its means."
+    batch = BatchInParts()
+    with torch.no_grad(), _buffers_kept(self.networks.values()):
+        for k, part in enumerate(parts):
+            with batch.part():
+                self.losses(part, k)
+    batch.count_all()
+    return batch
+
+@patch
+def add_gradients(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:   # the losses of this step
+    "Add the gradients of a step to the network's, part after part."
+    if self.settings.accumulate == 1:
+        losses = self.losses(batches)
+        losses['loss'].backward()
+        return losses
+    parts, total = _in_parts(batches, self.settings.accumulate), {}
+    batch = self.count_parts(parts)
+    for k, part in enumerate(parts):
+        with batch.part():
+            losses = self.losses(part, k)
+        losses['loss'].backward()
+        total = {name: total.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    return total
 
 # %% ../../nbs/training/02_loop.ipynb #c88ffdbe
 def _read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -365,8 +412,9 @@ def try_step(self: Trainer, loaders: list):
     def loss_of_first(n):
         return self.losses([_first_images(batch, n) for batch in batches])['loss']
 
-    networks, share = list(self.networks.values()), math.ceil(self.settings.batch_size / self.processes)
-    most = share if self.processes == 1 else max(2, share)   # batch norm of one process wants two images
+    networks, parts = list(self.networks.values()), self.processes * self.settings.accumulate
+    share = math.ceil(self.settings.batch_size / parts)
+    most = share if parts == 1 else max(2, share)   # batch norm of one process wants two images
     check_memory(loss_of_first, networks, most, self.device, self.stage.name)
 
 # %% ../../nbs/training/02_loop.ipynb #c13f3d39
@@ -423,9 +471,8 @@ def train_here(self: Trainer, loaders: Callable):
     with self.at_work():
         for batches in log.bar(zip(*feeds)):
             lr = self.set_rate()
-            losses = self.losses(batches)
             self.optimizer.zero_grad(set_to_none=True)
-            losses['loss'].backward()
+            losses = self.add_gradients(batches)
             average_gradients(self.model.parameters())
             self.optimizer.step()
             values = _read_losses(losses)
@@ -492,7 +539,7 @@ def _train_share(packed: bytes) -> dict:   # for the stage's record
 @patch
 def train_in_processes(self: Trainer, loaders: Callable):
     "Take the steps that are left in several processes."
-    check_processes(self.processes, self.settings.batch_size, self.device)
+    check_processes(self.processes, self.settings.batch_size, self.device, self.settings.accumulate)
     self.model.train()
     self.try_step(loaders(self.step))
     extra = launch(_train_share, self.processes, self.device, _pack(self, loaders))
