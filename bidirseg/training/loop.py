@@ -33,8 +33,9 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from .distributed import average_gradients, check_processes, gather_names, launch
-from .distributed import mean_over_processes, rank, use_global_batch_norm, world_size
+from ..runs.processes import launch, rank, world_size
+from .distributed import average_gradients, check_processes, gather_names
+from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
 
