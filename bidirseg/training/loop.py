@@ -32,7 +32,7 @@ from ..models import build_model, keep_maps, label_maps, parameter_groups, save_
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
 from ..runs.processes import first_speaks, launch, own_device, pack, rank, unpack, world_size
-from .distributed import BatchInParts, average_gradients, check_processes, gather_names
+from .distributed import BatchInParts, average_gradients, check_processes, from_first, gather_names
 from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
@@ -242,8 +242,8 @@ def save(self: Trainer):
 @patch
 def restore(self: Trainer):
     "Take back the state that a killed run of this very work left, if there is one."
-    state = self.stage.checkpoint()
-    if state is None:
+    state = from_first(self.stage.checkpoint() if rank() == 0 else None)
+    if state is None or state['step'] <= self.step:
         return
     self.load_state(state)
     self.stage.extra['seconds_before'], self.began = state['seconds'], time.time()
@@ -517,11 +517,11 @@ def _train_share(packed: bytes) -> dict:   # for the stage's record
     trainer, loaders = _unpack(packed)
     use_global_batch_norm(trainer.model, trainer.device)
     with trainer.stage.noting_files(), _speaks_or_not(trainer):
-        if int(os.environ['TORCHELASTIC_RESTART_COUNT']):
-            trainer.restore()
+        trainer.restore()   # the state before the start, or before a restart
         trainer.train_here(loaders)
         if rank() == 0:
             trainer.save()
+    trainer.stage.extra['processes'] = world_size()
     return trainer.stage.extra
 
 # %% ../../nbs/training/02_loop.ipynb #6e565054
@@ -532,7 +532,7 @@ def train_in_processes(self: Trainer, loaders: Callable):
     self.model.train()
     self.try_step(loaders(self.step))
     extra = launch(_train_share, self.processes, self.device, pack(self, loaders))
-    self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=self.processes)
+    self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=extra['processes'])
     self.load_state(self.stage.checkpoint())
 
 @patch
