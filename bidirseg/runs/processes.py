@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENDPOINT', 'HOSTS', 'world_size', 'rank', 'check_devices', 'Meeting', 'store_at', 'take_part', 'send', 'receive',
-           'forget', 'host_range', 'launch', 'pack', 'own_device', 'unpack', 'first_speaks']
+           'forget', 'host_range', 'processes_in_all', 'launch', 'pack', 'own_device', 'unpack', 'first_speaks']
 
 # %% ../../nbs/runs/07_processes.ipynb #15da03a0
 from datetime import timedelta
@@ -176,8 +176,12 @@ def host_range() -> tuple[int, int]:
     least, _, most = os.environ.get(HOSTS, '1').partition(':')
     return int(least), int(most or least)
 
+def processes_in_all(processes: int) -> int:   # on each host
+    "How many processes work together at most."
+    return processes * host_range()[1]
+
 @contextlib.contextmanager
-def _meet(*work) -> Iterator[Meeting]:
+def _meet(processes: int, *work) -> Iterator[Meeting]:   # as `take_part` takes it
     "A scope in which all hosts know of a launch, and what is to do in it."
     endpoint = os.environ.get(ENDPOINT)
     if endpoint is None:
@@ -186,7 +190,7 @@ def _meet(*work) -> Iterator[Meeting]:
         return
     store = store_at(endpoint)
     name = f"launch {store.add('launches', 1)}"
-    send(store, name, pickle.dumps(work))
+    send(store, name, pickle.dumps((processes, *work)))
     yield Meeting(endpoint, name, host_range(), leads=True)
     forget(store, name)
 
@@ -198,7 +202,7 @@ def launch(function: Callable,     # of a module; the processes are a group when
            ) -> Any:               # what it returns in process 0
     "Call a function in several processes; when one dies, all of them are started again, three times at most."
     work = device, max(1, torch.get_num_threads() // processes), function, args
-    with _meet(*work) as meeting:
+    with _meet(processes, *work) as meeting:
         return take_part(meeting, processes, *work)
 
 # %% ../../nbs/runs/07_processes.ipynb #ffce2787

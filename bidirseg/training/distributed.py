@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from ..core import InputError, is_accelerator
-from ..runs.processes import check_devices, world_size
+from ..runs.processes import check_devices, host_range, world_size
 
 # %% ../../nbs/training/04_distributed.ipynb #5344a97b
 _UNDER_WAY: list['BatchInParts'] = []   # the batch that comes in parts, if one does; see below
@@ -165,12 +165,15 @@ def from_first(thing: Any) -> Any:   # of process 0; what others bring does not 
     return things[0]
 
 # %% ../../nbs/training/04_distributed.ipynb #077fc89f
-def check_processes(processes: int, batch_size: int, device: torch.device,
+def check_processes(processes: int,       # on each host
+                    batch_size: int, device: torch.device,
                     accumulate: int = 1):   # parts of a batch
     "Raise `InputError` for more processes than images of a batch, or of a part of it, or than GPUs."
-    if processes > batch_size // accumulate:
+    hosts, images = host_range()[1], batch_size // accumulate
+    if processes * hosts > images:
+        on_hosts = f" on each of {hosts} hosts" if hosts > 1 else ""
         parts = f" in accumulate={accumulate} parts" if accumulate > 1 else ""
-        raise InputError(f"processes={processes} for batch_size={batch_size}{parts}",
+        raise InputError(f"processes={processes}{on_hosts} for batch_size={batch_size}{parts}",
                          "an image of a batch for each process, and of each part of it",
-                         f"set processes={batch_size // accumulate}, or a larger batch_size")
+                         f"set processes={max(1, images // hosts)}, or a larger batch_size")
     check_devices(processes, device)

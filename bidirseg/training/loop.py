@@ -31,7 +31,8 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from ..runs.processes import first_speaks, launch, own_device, pack, rank, unpack, world_size
+from ..runs.processes import (
+    first_speaks, launch, own_device, pack, processes_in_all, rank, unpack, world_size)
 from .distributed import BatchInParts, average_gradients, check_processes, from_first, gather_names
 from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
@@ -125,7 +126,7 @@ class Trainer:
     after_step: Callable | None = None      # called with the step
     draw: Callable | None = None            # history -> picture files worth a look
     at_checkpoint: Callable | None = None   # called with the number of steps done, also at the end
-    processes: int = 1                      # that share each batch
+    processes: int = 1                      # on each host, that share each batch
 
     def __post_init__(self):
         self.networks = dict(model=self.model, **self.others)
@@ -411,7 +412,7 @@ def try_step(self: Trainer, loaders: list):
     def loss_of_first(n):
         return self.losses([_first_images(batch, n) for batch in batches])['loss']
 
-    networks, parts = list(self.networks.values()), self.processes * self.settings.accumulate
+    networks, parts = list(self.networks.values()), processes_in_all(self.processes) * self.settings.accumulate
     share = math.ceil(self.settings.batch_size / parts)
     most = share if parts == 1 else max(2, share)   # batch norm of one process wants two images
     check_memory(loss_of_first, networks, most, self.device, self.stage.name)
@@ -541,7 +542,7 @@ def fit(self: Trainer,
         ) -> list[dict]:     # the history: losses and rate of every step
     "Train to `settings.steps`; what a killed run left is not done again."
     self.restore()
-    if self.processes > 1 and self.step < self.settings.steps:
+    if processes_in_all(self.processes) > 1 and self.step < self.settings.steps:
         self.train_in_processes(loaders)
     else:
         self.train_here(loaders)
