@@ -1,6 +1,7 @@
 """Training in several processes: the losses of one, a killed process, and a whole run."""
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -203,3 +204,19 @@ def test_two_hosts_have_the_losses_of_one(two_hosts, of_two, tmp_path):
     assert history == of_two[0]
     for name, value in of_two[1].items():
         assert torch.equal(state[name], value), name
+
+
+def test_the_same_line_on_two_hosts(preset, root, tmp_path):
+    "Here both are this machine; the line that comes first leads."
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        endpoint = f'localhost:{free.getsockname()[1]}'
+    bidirseg = Path(sys.executable).parent/'bidirseg'
+    line = [bidirseg, 'run', preset, '--run-dir', tmp_path/'run', '--until', 'source_only', '--set',
+            'training.steps=2', '--nproc', '1', '--nnodes', '2', '--rdzv-endpoint', endpoint]
+    running = [subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+                                env={**os.environ, 'OMP_NUM_THREADS': '1'}) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0]
+    assert sorted('source_only: done' in text for text in said) == [False, True]
+    assert load_json(stage_dir(tmp_path/'run', 'source_only')/'stage.json')['processes'] == 2

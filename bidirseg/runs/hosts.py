@@ -52,8 +52,12 @@ def lead(endpoint: str, count: str) -> dist.TCPStore | None:   # the store; None
     if not _is_open(endpoint):
         return None
     host, _, port = endpoint.rpartition(':')
+    try:
+        store = dist.TCPStore(host, int(port), is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300))
+    except dist.DistNetworkError:   # another process of this host was faster
+        return None
     os.environ[ENDPOINT] = endpoint
-    return dist.TCPStore(host, int(port), is_master=True, wait_for_workers=False, timeout=timedelta(seconds=300))
+    return store
 
 # %% ../../nbs/runs/08_hosts.ipynb #9a837f29
 def dismiss(store: dist.TCPStore,

@@ -135,6 +135,7 @@ def _launch_config(meeting: Meeting, processes: int, folder: str):   # -> torch.
 def take_part(meeting: Meeting, processes: int, *work) -> Any:   # device, threads, function, args -> see `launch`
     "Start the processes of this host, and wait for what comes of them."
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
     from torch.distributed.launcher.api import elastic_launch
     multiprocessing.get_context('forkserver').set_forkserver_preload(['bidirseg.pipeline.stages'])
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
@@ -145,6 +146,9 @@ def take_part(meeting: Meeting, processes: int, *work) -> Any:   # device, threa
         except ChildFailedError:
             if not store.check(['refused']):
                 raise
+        except RendezvousTimeoutError:
+            least = meeting.hosts[0]
+            raise RuntimeError(f'fewer than {least} hosts came to {meeting.endpoint} in ten minutes') from None
     if store.check(['refused']):
         raise InputError(*json.loads(store.get('refused')))
     return results[min(results)]
