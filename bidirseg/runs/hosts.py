@@ -17,7 +17,7 @@ import time
 import torch.distributed as dist
 
 from ..core import InputError
-from .processes import ENDPOINT, HOSTS, Meeting, host_range, receive, store_at, take_part
+from .processes import ENDPOINT, HOSTS, Meeting, host_range, store_at, take_bytes, take_part
 
 # %% ../../nbs/runs/08_hosts.ipynb #56046b74
 def check_hosts(endpoint: str | None,   # host:port
@@ -91,16 +91,16 @@ def _join_next(store: dist.TCPStore, endpoint: str, processes: int | None, done:
     if number == done or not store.check([name]):
         time.sleep(.3)
         return done
-    as_there, *work = pickle.loads(receive(store, name))
+    as_there, *work = pickle.loads(take_bytes(store, name))
     try:
-        take_part(Meeting(endpoint, name, host_range(), leads=False), processes or as_there, *work)
+        take_part(Meeting(endpoint, name, host_range(), leads=False), min(processes or as_there, as_there), *work)
     except Exception as error:
         print(f'{name}: {type(error).__name__}', file=sys.stderr, flush=True)
     return number
 
 # %% ../../nbs/runs/08_hosts.ipynb #6f1f981e
 def follow(endpoint: str,
-           processes: int | None,   # of this host; None: as many as of the one that leads
+           processes: int | None,   # of this host at most; None: as many as of the one that leads
            seconds: float = 600.0,  # that are waited for the host that leads
            ) -> int:                # the run's exit status; 1: the host that leads is gone
     "Take part in the launches of a run until it ends."

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['process_share', 'BatchInParts', 'sum_over_processes', 'GlobalBatchNorm2d', 'use_global_batch_norm',
-           'average_gradients', 'mean_over_processes', 'gather_names', 'from_first', 'check_processes']
+           'average_gradients', 'mean_over_processes', 'gather_names', 'check_processes']
 
 # %% ../../nbs/training/04_distributed.ipynb #06067d05
-from typing import Any, Iterable, Iterator
+from typing import Iterable, Iterator
 import contextlib
 
 from fastcore.basics import patch
@@ -155,14 +155,6 @@ def gather_names(names: list[str]) -> list[str]:
     if world_size() > 1:
         dist.all_gather_object(lists, names)
     return [name for own in lists for name in own]
-
-# %% ../../nbs/training/04_distributed.ipynb #81807d79
-def from_first(thing: Any) -> Any:   # of process 0; what others bring does not count
-    "What process 0 brings, in all processes."
-    things = [thing]
-    if world_size() > 1:
-        dist.broadcast_object_list(things)
-    return things[0]
 
 # %% ../../nbs/training/04_distributed.ipynb #077fc89f
 def check_processes(processes: int,       # on each host

@@ -31,9 +31,10 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from ..runs.processes import (
-    first_speaks, launch, own_device, pack, processes_in_all, rank, unpack, world_size)
-from .distributed import BatchInParts, average_gradients, check_processes, from_first, gather_names
+from bidirseg.runs.processes import (
+    first_speaks, from_first, launch, own_device, pack, processes_in_all, rank, starts_processes, unpack,
+    world_size)
+from .distributed import BatchInParts, average_gradients, check_processes, gather_names
 from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
@@ -542,7 +543,7 @@ def fit(self: Trainer,
         ) -> list[dict]:     # the history: losses and rate of every step
     "Train to `settings.steps`; what a killed run left is not done again."
     self.restore()
-    if processes_in_all(self.processes) > 1 and self.step < self.settings.steps:
+    if starts_processes(self.processes) and self.step < self.settings.steps:
         self.train_in_processes(loaders)
     else:
         self.train_here(loaders)
