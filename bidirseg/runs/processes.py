@@ -95,6 +95,7 @@ def _work(meeting: Meeting, device: torch.device, threads: int, function: Callab
     except InputError as error:
         store.set('refused', json.dumps([error.seen, error.wanted, error.fix]))
         os._exit(1)
+    dist.barrier()   # one that leaves early looks like one that died
     dist.destroy_process_group()
     return result
 
