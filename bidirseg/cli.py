@@ -14,8 +14,9 @@ import sys
 import threading
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import bidirseg
 from .core import STOP_SIGNALS, InputError, StageError
@@ -97,6 +98,13 @@ _EXIT_STATUS = ('exit status: 0 done; 1 something failed, or there is something 
                 'be used, or a full disk; 130 stopped by Ctrl-C, 143 by SIGTERM or SIGUSR1, a training with its state '
                 'kept: the same line goes on from there')
 
+# %% ../nbs/10_command_line.ipynb #d6017311
+def _add_hosts(parser: ArgumentParser):
+    "Options of a run on several hosts."
+    parser.add_argument('--nnodes', metavar='N', help='hosts on which this line is started, or MIN:MAX of them')
+    parser.add_argument('--rdzv-endpoint', metavar='HOST:PORT',
+                        help='where they find each other: an address of the one that leads, and a free port')
+
 # %% ../nbs/10_command_line.ipynb #179eda11
 def _add_run(commands):
     what = 'run every stage of a preset that is not complete, and write the report'
@@ -108,7 +116,8 @@ def _add_run(commands):
     parser.add_argument('--from-run', metavar='DIR',
                         help='another run, whose stages are taken over where they still hold')
     parser.add_argument('--nproc', type=int_at_least(1), metavar='N',
-                        help='processes that train together on this machine, each on its own GPU if there are any')
+                        help='processes that share the work on this machine, each on its own GPU if there are any')
+    _add_hosts(parser)
     parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
     parser.add_argument('--log-json', action='store_true',
                         help='say everything as JSON, one object an event: start, progress, end, error, done')
@@ -580,12 +589,30 @@ def _stopped_by_signals() -> Iterator:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-def main(argv: list[str] | None = None) -> int:  # exit status
-    "The command line."
-    args = make_parser().parse_args(argv)
+# %% ../nbs/10_command_line.ipynb #e099fcfd
+def _ended(args: Namespace) -> int:   # exit status
+    "Carry out a command that signals may stop."
     try:
         with _stopped_by_signals():
             return _carry_out(args)
     except KeyboardInterrupt as stop:
         print('bidirseg: stopped; the same line goes on from here', file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
+
+def _among_hosts(command: Callable, args: Namespace) -> int:   # exit status
+    "Lead the hosts of a run, or follow the one that does."
+    from bidirseg.runs.hosts import dismiss, follow, lead
+    store = lead(args.rdzv_endpoint, args.nnodes)
+    if store is None:
+        return follow(args.rdzv_endpoint, args.nproc)
+    args.command = command
+    status = _ended(args)
+    dismiss(store, status)
+    return status
+
+def main(argv: list[str] | None = None) -> int:  # exit status
+    "The command line."
+    args = make_parser().parse_args(argv)
+    if getattr(args, 'nnodes', None) or getattr(args, 'rdzv_endpoint', None):
+        args.command = partial(_among_hosts, args.command)
+    return _ended(args)

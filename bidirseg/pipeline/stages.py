@@ -79,12 +79,15 @@ def _check_images_recur(config: RunConfig, stage: str, settings):
 # %% ../../nbs/pipeline/01_stages.ipynb #be76b33b
 def _check_batch(config: RunConfig, stage: str, settings):
     "Raise `InputError` for batches of one image where batch norm needs two."
-    if getattr(settings, 'batch_size', 2) > 1 or getattr(settings, 'bn_mode', '') in ('fixed', 'joint'):
+    batch_size, accumulate = getattr(settings, 'batch_size', 2), getattr(settings, 'accumulate', 1)
+    if batch_size >= 2 * accumulate or getattr(settings, 'bn_mode', '') in ('fixed', 'joint'):
         return
     network = build_model(backbone=config.backbone, feature_dim=config.feature_dim, output_stride=config.output_stride)
     if isinstance(network.aspp, ASPP):
         key = setting_keys(type(settings), config, stage)['batch_size']
-        raise InputError(f"{key}=1 with a backbone and batch norm", "two images or more in a batch", f"set {key}=2")
+        parts = f" in accumulate={accumulate} parts" if accumulate > 1 else ""
+        raise InputError(f"{key}={batch_size}{parts} with a backbone and batch norm",
+                         "two images or more at once", f"set {key}={2 * accumulate}")
 
 # %% ../../nbs/pipeline/01_stages.ipynb #3e290fa6
 def check_settings(config: RunConfig):

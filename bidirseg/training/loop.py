@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import contextlib
-import io
 import math
 import os
 import signal
 import sys
 import time
 
-import cloudpickle
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -33,8 +31,11 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from .distributed import average_gradients, check_processes, gather_names, launch
-from .distributed import mean_over_processes, rank, use_global_batch_norm, world_size
+from bidirseg.runs.processes import (
+    first_speaks, from_first, launch, own_device, pack, processes_in_all, rank, starts_processes, unpack,
+    world_size)
+from .distributed import BatchInParts, average_gradients, check_processes, gather_names
+from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
 
@@ -44,6 +45,7 @@ class TrainSettings(StageSettings):
     "Settings that all training stages share."
     steps: int = 500                 # of training
     batch_size: int = 8              # images of each domain
+    accumulate: int = 1              # parts of a batch, one after the other: less memory, more time
     optimizer: str = 'sgd'           # sgd or adamw
     lr: float = 5e-4                 # of the backbone
     head_multiplier: float = 10.0    # ASPP, decoder and classifier learn this many times faster
@@ -78,10 +80,13 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
-    for name in ('steps', 'batch_size', 'checkpoint_every', 'lr'):
+    for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr'):
         value = getattr(settings, name)
         if value <= 0:
             raise InputError(f"{name}={value}", "more than zero", f"raise {name}")
+    if settings.accumulate > settings.batch_size:
+        raise InputError(f"accumulate={settings.accumulate} for batch_size={settings.batch_size}",
+                         "an image of each domain in each part", f"set accumulate={settings.batch_size}")
 
 # %% ../../nbs/training/02_loop.ipynb #4c9ada7a
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -122,7 +127,7 @@ class Trainer:
     after_step: Callable | None = None      # called with the step
     draw: Callable | None = None            # history -> picture files worth a look
     at_checkpoint: Callable | None = None   # called with the number of steps done, also at the end
-    processes: int = 1                      # that share each batch
+    processes: int = 1                      # on each host, that share each batch
 
     def __post_init__(self):
         self.networks = dict(model=self.model, **self.others)
@@ -149,12 +154,55 @@ def set_rate(self: Trainer) -> float:
 @patch
 def losses(self: Trainer,
            batches: list[dict],      # of each domain, as the loaders give them
+           *part: int,               # which part of them these are, if they come in parts
            ) -> dict[str, Tensor]:   # scalars
     "The losses of this step."
     of_process = [rank()] if world_size() > 1 else []
-    with seeded(self.seed, self.stage.name, self.step, *of_process), autocast(self.device):
+    with seeded(self.seed, self.stage.name, self.step, *of_process, *part), autocast(self.device):
         on_device = [to_device(batch, self.device) for batch in batches]
         return self.loss_of(self.step, *on_device)
+
+# %% ../../nbs/training/02_loop.ipynb #6eefdb94
+@contextlib.contextmanager
+def _buffers_kept(networks: Iterable[nn.Module]) -> Iterator:
+    "A scope that leaves running statistics as they were."
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    for buffer, value in zip(buffers, before):
+        buffer.copy_(value)
+
+def _in_parts(batches: list[dict], count: int) -> list[list[dict]]:
+    "The parts of the batches of a step, each with images of every domain."
+    return [[{name: values[k::count] for name, values in batch.items()} for batch in batches] for k in range(count)]
+
+# %% ../../nbs/training/02_loop.ipynb #d114020b
+@patch
+def count_parts(self: Trainer, parts: list[list[dict]]) -> BatchInParts:
+    "See all parts of a batch without learning from them, for the counts of its means."
+    batch = BatchInParts()
+    with torch.no_grad(), _buffers_kept(self.networks.values()):
+        for k, part in enumerate(parts):
+            with batch.part():
+                self.losses(part, k)
+    batch.count_all()
+    return batch
+
+@patch
+def add_gradients(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:   # the losses of this step
+    "Add the gradients of a step to the network's, part after part."
+    if self.settings.accumulate == 1:
+        losses = self.losses(batches)
+        losses['loss'].backward()
+        return losses
+    parts, total = _in_parts(batches, self.settings.accumulate), {}
+    batch = self.count_parts(parts)
+    for k, part in enumerate(parts):
+        with batch.part():
+            losses = self.losses(part, k)
+        losses['loss'].backward()
+        total = {name: total.get(name, 0) + loss.detach() for name, loss in losses.items()}
+    return total
 
 # %% ../../nbs/training/02_loop.ipynb #c88ffdbe
 def _read_losses(losses: dict[str, Tensor]) -> dict[str, float]:
@@ -196,8 +244,8 @@ def save(self: Trainer):
 @patch
 def restore(self: Trainer):
     "Take back the state that a killed run of this very work left, if there is one."
-    state = self.stage.checkpoint()
-    if state is None:
+    state = from_first(self.stage.checkpoint() if rank() == 0 else None)
+    if state is None or state['step'] <= self.step:
         return
     self.load_state(state)
     self.stage.extra['seconds_before'], self.began = state['seconds'], time.time()
@@ -365,8 +413,9 @@ def try_step(self: Trainer, loaders: list):
     def loss_of_first(n):
         return self.losses([_first_images(batch, n) for batch in batches])['loss']
 
-    networks, share = list(self.networks.values()), math.ceil(self.settings.batch_size / self.processes)
-    most = share if self.processes == 1 else max(2, share)   # batch norm of one process wants two images
+    networks, parts = list(self.networks.values()), processes_in_all(self.processes) * self.settings.accumulate
+    share = math.ceil(self.settings.batch_size / parts)
+    most = share if parts == 1 else max(2, share)   # batch norm of one process wants two images
     check_memory(loss_of_first, networks, most, self.device, self.stage.name)
 
 # %% ../../nbs/training/02_loop.ipynb #c13f3d39
@@ -423,9 +472,8 @@ def train_here(self: Trainer, loaders: Callable):
     with self.at_work():
         for batches in log.bar(zip(*feeds)):
             lr = self.set_rate()
-            losses = self.losses(batches)
             self.optimizer.zero_grad(set_to_none=True)
-            losses['loss'].backward()
+            losses = self.add_gradients(batches)
             average_gradients(self.model.parameters())
             self.optimizer.step()
             values = _read_losses(losses)
@@ -448,19 +496,10 @@ def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
         os._exit(STOPPED)
 
 # %% ../../nbs/training/02_loop.ipynb #becd53d3
-def _pack(trainer: Trainer, loaders: Callable) -> bytes:
-    "A trainer and its loaders, to be sent to another process."
-    file = io.BytesIO()
-    torch.save((trainer, loaders), file, pickle_module=cloudpickle)
-    return file.getvalue()
-
 def _unpack(packed: bytes) -> tuple[Trainer, Callable]:
-    "What `_pack` packed, on the device of this process."
-    own = str(torch.accelerator.current_accelerator() or 'cpu')
-    number = int(os.environ.get('LOCAL_RANK', 0))
-    trainer, loaders = torch.load(io.BytesIO(packed), {f'{own}:0': f'{own}:{number}'}, weights_only=False)
-    if is_accelerator(trainer.device):
-        trainer.device = trainer.stage.device = torch.device(own, number)
+    "A trainer and its loaders as `pack` packed them, on the device of this process."
+    trainer, loaders = unpack(packed)
+    trainer.device = trainer.stage.device = own_device(trainer.device)
     return trainer, loaders
 
 # %% ../../nbs/training/02_loop.ipynb #bf42f8ae
@@ -470,10 +509,9 @@ def _speaks_or_not(trainer: Trainer) -> Iterator:
     if rank() == 0:
         for stop in STOP_SIGNALS:
             signal.signal(stop, end_soon)
-        yield
-        return
-    trainer.settings = replace(trainer.settings, tensorboard=False)
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    else:
+        trainer.settings = replace(trainer.settings, tensorboard=False)
+    with first_speaks():
         yield
 
 def _train_share(packed: bytes) -> dict:   # for the stage's record
@@ -481,22 +519,22 @@ def _train_share(packed: bytes) -> dict:   # for the stage's record
     trainer, loaders = _unpack(packed)
     use_global_batch_norm(trainer.model, trainer.device)
     with trainer.stage.noting_files(), _speaks_or_not(trainer):
-        if int(os.environ['TORCHELASTIC_RESTART_COUNT']):
-            trainer.restore()
+        trainer.restore()   # the state before the start, or before a restart
         trainer.train_here(loaders)
         if rank() == 0:
             trainer.save()
+    trainer.stage.extra['processes'] = world_size()
     return trainer.stage.extra
 
 # %% ../../nbs/training/02_loop.ipynb #6e565054
 @patch
 def train_in_processes(self: Trainer, loaders: Callable):
     "Take the steps that are left in several processes."
-    check_processes(self.processes, self.settings.batch_size, self.device)
+    check_processes(self.processes, self.settings.batch_size, self.device, self.settings.accumulate)
     self.model.train()
     self.try_step(loaders(self.step))
-    extra = launch(_train_share, self.processes, self.device, _pack(self, loaders))
-    self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=self.processes)
+    extra = launch(_train_share, self.processes, self.device, pack(self, loaders))
+    self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=extra['processes'])
     self.load_state(self.stage.checkpoint())
 
 @patch
@@ -505,7 +543,7 @@ def fit(self: Trainer,
         ) -> list[dict]:     # the history: losses and rate of every step
     "Train to `settings.steps`; what a killed run left is not done again."
     self.restore()
-    if self.processes > 1 and self.step < self.settings.steps:
+    if starts_processes(self.processes) and self.step < self.settings.steps:
         self.train_in_processes(loaders)
     else:
         self.train_here(loaders)
