@@ -323,20 +323,37 @@ def checkpoint(self: Stage) -> dict | None:
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #5b4483b5
-def _read_results(path: Path, batch_size: int = 1) -> list:
-    "The results of whole batches in a file of JSON lines, which loses what else a kill or a disk left."
-    text, lines, results = path.read_bytes() if path.exists() else b'', [], []
-    with contextlib.suppress(ValueError):
-        for line in text.splitlines(keepends=True):
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    "The lines of a file of JSON lines before the first that a kill or a disk has spoilt."
+    with open(path, 'rb') as file, contextlib.suppress(ValueError):
+        for line in file:
+            json.loads(line)
             if line.endswith(b'\n'):
-                results.append(json.loads(line))
-                lines.append(line)
-    count = len(results) // batch_size * batch_size
-    whole = b''.join(lines[:count])
-    if whole != text:
-        with atomic_path(path) as tmp:
-            tmp.write_bytes(whole)
-    return results[:count]
+                yield line
+
+def _count_results(path: Path, batch_size: int = 1) -> int:
+    "How many results of whole batches a file of JSON lines has; it loses what else a kill or a disk left."
+    path.touch()
+    count = end = length = 0
+    for number, line in enumerate(_whole_lines(path), 1):
+        length += len(line)
+        if number % batch_size == 0:
+            count, end = number, length
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return count
+
+# %% ../../nbs/runs/02_stage.ipynb #8fcd295f
+class _Results:
+    "The results of a pass over images as its file holds them, in order."
+    def __init__(self, path: Path, count: int):
+        self.path, self.count = path, count
+
+    def __len__(self): return self.count
+
+    def __iter__(self) -> Iterator:
+        with open(self.path, 'rb') as file:
+            yield from map(json.loads, file)
 
 # %% ../../nbs/runs/02_stage.ipynb #4e5d9eed
 @patch
@@ -359,22 +376,20 @@ def each_image(self: Stage, what: str,         # names the pass
                work: Callable,                 # batch -> an answer for each of its images, on the device
                write: Callable,                # (position, answer) -> what JSON can hold; its files are written whole
                batch_size: int | None = None,  # None: see `batch_size`
-               ) -> list:                      # the result of every image, in order
+               ) -> _Results:                  # of every image, in order; there until the stage is closed
     "Do something with every image; a killed run goes on with the first image that has no result yet."
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
     batch_size = batch_size or self.batch_size(samples)
-    results = _read_results(path, batch_size)
-    positions = range(len(results), len(samples))
-    answers = self.answers(samples, positions, work, batch_size)
+    done, total = _count_results(path, batch_size), len(samples)
+    answers = self.answers(samples, range(done, total), work, batch_size)
     with open(path, 'a') as file:
         def finish(item):
-            line = json.dumps(write(*item))
-            file.write(line + '\n')
+            file.write(json.dumps(write(*item)) + '\n')
             file.flush()
-            return json.loads(line)   # as the file gives it back
 
-        results += progress(ahead(finish, zip(positions, answers), threads=1), what, len(samples), len(results))
-    return results
+        for _ in progress(ahead(finish, zip(range(done, total), answers), threads=1), what, total, done):
+            pass
+    return _Results(path, total)
 
 # %% ../../nbs/runs/02_stage.ipynb #3d0051ff
 class _CollectorState:
