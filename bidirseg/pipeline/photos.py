@@ -54,7 +54,7 @@ VIDEO_TYPES = ('.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.mpg', '.mpeg',
 @dataclass(frozen=True)
 class Photo:
     "A picture or a video that is to be labelled."
-    path: Path | FileRange
+    path: Path  # or a `FileRange` elsewhere
     name: str   # of its results, below the output folder and without an ending
 
     @property
