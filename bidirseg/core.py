@@ -514,9 +514,9 @@ def _quota(folder: Path = Path('/sys/fs/cgroup')) -> float:   # processors; infi
 
 # %% ../nbs/11_core.ipynb #ee34de92
 def cpu_count() -> int:
-    "Processors that this process may use."
+    "Processors that this process may use; of several that PyTorch's launcher started here, each has its share."
     mine = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    return int(max(1, min(mine, _quota())))
+    return int(max(1, min(mine, _quota()) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
 # %% ../nbs/11_core.ipynb #3e9c261f
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)   # the second is what clusters send ahead of a time limit

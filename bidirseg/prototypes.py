@@ -25,7 +25,7 @@ from .mixture import ClassPrototypes, Reservoir, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
 from .models import FrozenMaps, build_backbone, predict_features, update_bn, with_features
 from .plots import save_figure
-from .runs import Stage, StageSettings, open_stage
+from .runs import RowCollector, Stage, StageSettings, open_stage
 
 _all_ = ['ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']   # whoever asks this module finds all of it
 
@@ -38,13 +38,11 @@ def labels_at_features(labels: Tensor,         # (b, H, W) a map at image size
     return labels[:, rows][:, :, columns]
 
 # %% ../nbs/03_prototypes.ipynb #4e1bb0f6
-class SourceFeatures:
+class SourceFeatures(RowCollector):
     "A sample of the features of source pixels that the model classifies correctly, class by class."
     def __init__(self, model: nn.Module, size: int, seed: int):
         self.model = model
-        self.reservoir = Reservoir(model.num_classes, size, stream(seed, 'source features'))
-        self.state_dict = self.reservoir.state_dict   # a killed pass goes on from it
-        self.load_state_dict = self.reservoir.load_state_dict
+        super().__init__(Reservoir(model.num_classes, size, stream(seed, 'source features')))
 
     def of_batch(self, batch: dict) -> Iterable:   # of features (d, h, w), labels (h, w), which are correct (h, w)
         "What the network says about the images of a batch, each by itself."
@@ -52,10 +50,10 @@ class SourceFeatures:
         labels = labels_at_features(batch['label'], logits.shape[-2:]).long()
         return zip(features, labels, logits.argmax(1) == labels.to(logits.device))
 
-    def add(self, answer: tuple[Tensor, Tensor, Tensor]):
-        "Offer the features of an image."
+    def rows_of(self, answer: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:   # (n, d) features, (n,) labels
+        "The features of an image that are worth keeping."
         features, labels, correct = (values.flatten(-2) for values in answer)
-        self.reservoir.add(features.T[correct], labels[correct.cpu()])
+        return features.T[correct], labels[correct.cpu()]
 
 # %% ../nbs/03_prototypes.ipynb #86d35707
 def collect(features,   # a `SourceFeatures` or a `TargetFeatures`
@@ -68,22 +66,20 @@ def collect(features,   # a `SourceFeatures` or a `TargetFeatures`
     return features
 
 # %% ../nbs/03_prototypes.ipynb #a31c03c4
-class TargetFeatures:
+class TargetFeatures(RowCollector):
     "A uniform sample of target features, each with the logits of its place behind it."
     def __init__(self, model: nn.Module, size: int, seed: int):
         self.model = model
-        self.reservoir = Reservoir(1, size, stream(seed, 'target features'))
-        self.state_dict = self.reservoir.state_dict   # a killed pass goes on from it
-        self.load_state_dict = self.reservoir.load_state_dict
+        super().__init__(Reservoir(1, size, stream(seed, 'target features')))
 
     def of_batch(self, batch: dict) -> Tensor:   # (b, d + classes, h, w)
         "What the network says about the images of a batch."
         return torch.cat(predict_features(self.model, batch['image']), 1)
 
-    def add(self, answer: Tensor):   # (d + classes, h, w)
-        "Offer the features of an image."
+    def rows_of(self, answer: Tensor) -> tuple[Tensor, Tensor]:   # of (d + classes, h, w): (h w, d + classes), (h w,)
+        "The features of an image, all of one class."
         rows = answer.flatten(1).T
-        self.reservoir.add(rows, torch.zeros(len(rows), dtype=torch.int64))
+        return rows, torch.zeros(len(rows), dtype=torch.int64)
 
     def rows(self) -> tuple[Tensor, Tensor]:   # (n, d) features, (n, classes) logits
         every, classes = self.reservoir.by_class()[0], self.model.num_classes

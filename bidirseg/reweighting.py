@@ -23,7 +23,7 @@ from .data import IGNORE, ImageSet, Samples, images_only, read_batches
 from .mixture import check_finite, check_rows
 from .models import build_backbone, forward, to_device, upsample
 from .plots import image_grid, over_image, save_figure, save_pictures
-from .runs import Stage, StageSettings, open_stage
+from .runs import Collector, Stage, StageSettings, open_stage
 
 # %% ../nbs/05_reweighting.ipynb #65172c4a
 @torch.no_grad()
@@ -192,7 +192,7 @@ class ReweightingSettings(StageSettings):
         return ['source', 'target', 'warmup/model.pt']
 
 # %% ../nbs/05_reweighting.ipynb #7f685cb4
-class Regions:
+class Regions(Collector):
     "What is said about the regions of images, image by image."
     def __init__(self): self.found = []
     def add(self, answer: Tensor): self.found.append(answer.cpu())

@@ -29,20 +29,36 @@ class Reservoir:
 
 # %% ../../nbs/mixture/04_reservoir.ipynb #8f8d937c
 @patch
+def draw(self: Reservoir,
+         classes: Tensor,   # (n,) class of each row that is offered, on the CPU
+         ) -> tuple[Tensor, Tensor]:   # (m,) places of the rows that can win, (m,) their tickets
+    "Draw a ticket for each of some rows."
+    tickets = torch.rand(len(classes), generator=self.generator, dtype=torch.float64)
+    self.seen += torch.bincount(classes, minlength=len(self.seen))
+    limits = torch.tensor(self.limit, dtype=torch.float64)
+    wanted = (tickets < limits[classes]).nonzero()[:, 0]
+    return wanted, tickets[wanted]
+
+@patch
+def keep(self: Reservoir, rows: Tensor, classes: Tensor, tickets: Tensor) -> None:   # (m, d), (m,), (m,) on the CPU
+    "File rows that can win."
+    for c in classes.unique().tolist():
+        mine = classes == c
+        self.rows[c].append(rows[mine])
+        self.tickets[c].append(tickets[mine])
+        self.waiting[c] += int(mine.sum())
+        if self.waiting[c] > 1.25 * self.size:
+            self._shrink(c)
+
+# %% ../../nbs/mixture/04_reservoir.ipynb #5d088a78
+@patch
 def add(self: Reservoir,
         rows: Tensor,     # (n, d), on any device; the few that are kept go to the CPU
         classes: Tensor,  # (n,) class of each row, on the CPU
         ) -> None:
     "Offer rows to the sample."
-    ticket = torch.rand(len(rows), generator=self.generator, dtype=torch.float64)
-    self.seen += torch.bincount(classes, minlength=len(self.seen))
-    for c in classes.unique().tolist():
-        mine = ((classes == c) & (ticket < self.limit[c])).nonzero()[:, 0]
-        self.rows[c].append(rows[mine.to(rows.device)].cpu())
-        self.tickets[c].append(ticket[mine])
-        self.waiting[c] += len(mine)
-        if self.waiting[c] > 1.25 * self.size:
-            self._shrink(c)
+    wanted, tickets = self.draw(classes)
+    self.keep(rows[wanted.to(rows.device)].cpu(), classes[wanted], tickets)
 
 # %% ../../nbs/mixture/04_reservoir.ipynb #71cac6d9
 @patch

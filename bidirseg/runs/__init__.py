@@ -17,5 +17,6 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
         'package_notebook', 'stage_notebook'],
     'html': ['csv_link', 'fill', 'html_figure', 'html_page', 'html_picture', 'html_table', 'markdown', 'mean_spread',
         'own_path', 'percent', 'render', 'write_rows'],
-    'stage': ['Stage', 'is_finished', 'open_stage', 'run_lock', 'set_up_torch', 'trained_stages'],
+    'stage': ['Collector', 'RowCollector', 'Stage', 'is_finished', 'open_stage', 'run_lock', 'set_up_torch',
+        'trained_stages'],
 })

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Stage', 'check_recorded', 'trained_stages', 'own_files', 'check_stage_folder', 'set_aside', 'clear_folder',
-           'withdraw_record', 'open_stage', 'set_up_torch', 'run_owner', 'is_finished', 'run_lock']
+           'withdraw_record', 'Collector', 'RowCollector', 'open_stage', 'set_up_torch', 'run_owner', 'is_finished',
+           'run_lock']
 
 # %% ../../nbs/runs/02_stage.ipynb #4ec0ebbc
 import contextlib
@@ -17,6 +18,7 @@ import os
 import platform
 import re
 import secrets
+import signal
 import time
 from dataclasses import Field, asdict, fields, replace
 from functools import cached_property
@@ -26,17 +28,20 @@ from typing import Callable, Iterable, Iterator
 import filelock
 import torch
 from fastcore.basics import patch
-from torch import nn
+from torch import Tensor, nn
 
 # %% ../../nbs/runs/02_stage.ipynb #a7b9f55d
-from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, cpu_count, fingerprint, is_accelerator,
-                           load_json, load_torch, naming_file, peak_memory, pick_device, progress, save_json,
-                           save_torch, sync_files, versions, watched_writes)
+from ..core import (HALF_WRITTEN, STOP_SIGNALS, InputError, atomic_path, commit, cpu_count, fingerprint,
+                           is_accelerator, load_json, load_torch, naming_file, peak_memory, pick_device, progress,
+                           save_json, save_torch, sync_files, versions, watched_writes)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
+from ..mixture import Reservoir
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
 from .domains import domain_spec, open_images
 from .notebooks import changed_notebook
+from .processes import (
+    first_speaks, from_first, launch, own_device, pack, rank, receive, send, unpack, world_size)
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'processes', 'deterministic', 'description', 'chosen_on',
@@ -364,10 +369,51 @@ def batch_size(self: Stage, samples: Samples) -> int:
 @patch
 def answers(self: Stage, samples: Samples, positions: list[int],
             work: Callable[[dict], Iterable],   # batch -> an answer for each of its images
-            batch_size: int) -> Iterator:       # of the answers, in order
-    "What a network says about images that are read ahead of it."
-    batches = read_batches(samples, positions, batch_size, self.device)
-    return itertools.chain.from_iterable(map(work, batches))
+            batch_size: int,
+            ) -> Iterator[tuple]:   # position, process that has the answer, answer: None if it is another's
+    "What a network says about images that are read ahead of it, in order; process 0 is told of those of others."
+    batches = [positions[k:k + batch_size] for k in range(0, len(positions), batch_size)]
+    own = [position for batch in batches[rank()::world_size()] for position in batch]
+    found = itertools.chain.from_iterable(map(work, read_batches(samples, own, batch_size, self.device)))
+    for number, batch in enumerate(batches):
+        process = number % world_size()
+        for position in batch:
+            if process == rank():
+                yield position, process, next(found)
+            elif rank() == 0:
+                yield position, process, None
+
+# %% ../../nbs/runs/02_stage.ipynb #efa9a2f7
+def _take_part(packed: bytes):
+    "A pass in one process of several."
+    stage, method, arguments = unpack(packed)
+    stage.device, stage.config = own_device(stage.device), replace(stage.config, processes=1)
+    torch.use_deterministic_algorithms(stage.config.deterministic)
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, signal.SIG_DFL)
+    with stage.noting_files(), first_speaks():
+        getattr(stage, method)(*arguments)
+        from_first(None)
+
+@patch
+def share_pass(self: Stage, method: str,          # each_image or gather
+               images: int, batch_size: int,      # that are left, and that a network sees at once
+               *arguments):                       # of the method
+    "Do what is left of a pass in as many processes as the run has, if these are several."
+    processes = min(self.config.processes, math.ceil(images / batch_size))
+    if processes > 1:
+        launch(_take_part, processes, self.device, pack(self, method, arguments))
+        self.extra['processes'] = processes
+
+# %% ../../nbs/runs/02_stage.ipynb #0de8221f
+def _line_of(write: Callable, position: int, process: int, answer) -> str:
+    "The line of an image; process 0 gets it from the process that has the answer."
+    if process != rank():
+        return receive(process)
+    line = json.dumps(write(position, answer))
+    if process > 0:
+        send(line, 0)
+    return line
 
 # %% ../../nbs/runs/02_stage.ipynb #2c22b406
 @patch
@@ -379,30 +425,69 @@ def each_image(self: Stage, what: str,         # names the pass
                ) -> _Results:                  # of every image, in order; there until the stage is closed
     "Do something with every image; a killed run goes on with the first image that has no result yet."
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
-    batch_size = batch_size or self.batch_size(samples)
-    done, total = _count_results(path, batch_size), len(samples)
-    answers = self.answers(samples, range(done, total), work, batch_size)
-    with open(path, 'a') as file:
+    total, batch_size = len(samples), batch_size or self.batch_size(samples)
+    if self.config.processes > 1:
+        left = total - _count_results(path, batch_size)
+        self.share_pass('each_image', left, batch_size, what, samples, work, write, batch_size)
+    done = from_first(_count_results(path, batch_size) if rank() == 0 else None)
+    found = self.answers(samples, range(done, total), work, batch_size)
+    with open(path if rank() == 0 else os.devnull, 'a') as file:
         def finish(item):
-            file.write(json.dumps(write(*item)) + '\n')
+            file.write(_line_of(write, *item) + '\n')
             file.flush()
 
-        for _ in progress(ahead(finish, zip(range(done, total), answers), threads=1), what, total, done):
+        for _ in progress(ahead(finish, found, threads=1), what, total, done):
             pass
     return _Results(path, total)
+
+# %% ../../nbs/runs/02_stage.ipynb #ed1f03bb
+class Collector:
+    "Gathers what is said about images; a subclass has add(answer), state_dict() and load_state_dict(state)."
+    def send(self, answer: Tensor):
+        "Give an answer of this process to the collector in process 0."
+        send(answer.cpu().clone(), 0)   # a part of a batch would bring the batch
+
+    def receive(self, process: int):
+        "Add the answer that a process gives."
+        self.add(receive(process))
+
+# %% ../../nbs/runs/02_stage.ipynb #5a451215
+class RowCollector(Collector):
+    "Keeps a sample of rows; a subclass has rows_of(answer) -> rows (n, d), on any device, and classes (n,) on the CPU."
+    def __init__(self, reservoir: Reservoir):
+        self.reservoir = reservoir
+        self.state_dict = reservoir.state_dict   # a killed pass goes on from it
+        self.load_state_dict = reservoir.load_state_dict
+
+    def add(self, answer):
+        "Offer the rows of an image."
+        self.reservoir.add(*self.rows_of(answer))
+
+    def send(self, answer):
+        rows, classes = self.rows_of(answer)
+        send(classes, 0)
+        send(rows[receive(0).to(rows.device)].cpu(), 0)
+
+    def receive(self, process: int):
+        classes = receive(process)
+        wanted, tickets = self.reservoir.draw(classes)
+        send(wanted, process)
+        self.reservoir.keep(receive(process), classes[wanted], tickets)
 
 # %% ../../nbs/runs/02_stage.ipynb #3d0051ff
 class _CollectorState:
     "The state of a collector in a file, which is written in at most a twentieth of the time."
-    def __init__(self, path: Path, collector, every: float):   # seconds
+    def __init__(self, path: Path, collector: Collector, every: float):   # seconds
         self.path, self.collector, self.every = path, collector, every
         self.due = time.monotonic() + every
 
-    def load(self) -> int:   # how many images it has seen
-        if not self.path.exists():
-            return 0
-        state = load_torch(self.path, 'the state of a pass over images')
-        self.collector.load_state_dict(state['collector'])
+    def read(self) -> dict:   # `done`: how many images it has seen
+        return load_torch(self.path, 'the state of a pass over images') if self.path.exists() else dict(done=0)
+
+    def load(self) -> int:   # how many images the collector has seen
+        state = self.read()
+        if state['done']:
+            self.collector.load_state_dict(state['collector'])
         return state['done']
 
     def is_due(self) -> bool:
@@ -414,28 +499,42 @@ class _CollectorState:
         took = time.monotonic() - began
         self.due = time.monotonic() + max(self.every, 20 * took)
 
+# %% ../../nbs/runs/02_stage.ipynb #4f91d22a
+def _collect(collector: Collector, process: int, answer):   # from `Stage.answers`
+    "Have the collector in process 0 add an answer."
+    if process != rank():
+        collector.receive(process)
+    elif process > 0:
+        collector.send(answer)
+    else:
+        collector.add(answer)
+
 # %% ../../nbs/runs/02_stage.ipynb #1e3491dd
 @patch
 def gather(self: Stage, what: str,             # names the pass
            samples: Samples,
            positions: list[int],               # of the images that are shown
            work: Callable,                     # batch -> an answer for each of its images, on the device
-           collector,                          # has add(answer), state_dict() and load_state_dict(state)
+           collector: Collector,
            batch_size: int | None = None,      # None: see `batch_size`
            every: float = 20.0,                # seconds between states that are kept, at least
            ):
     "Show what is said about images to a collector, which is returned; a killed run goes on from the last state."
     state = _CollectorState(self.dir/f'.{what.replace(" ", "_")}.pt', collector, every)
-    start, total, batch_size = state.load(), len(positions), batch_size or self.batch_size(samples)
-    answers = self.answers(samples, positions[start:], work, batch_size)
+    total, batch_size = len(positions), batch_size or self.batch_size(samples)
+    if self.config.processes > 1:
+        left = total - state.read()['done']
+        self.share_pass('gather', left, batch_size, what, samples, positions, work, collector, batch_size, every)
+    start = from_first(state.load() if rank() == 0 else 0)
+    found = self.answers(samples, positions[start:], work, batch_size)
 
     def add(item):
-        done, answer = item
-        collector.add(answer)
-        if done == total or done % batch_size == 0 and state.is_due():
+        done, (_, process, answer) = item
+        _collect(collector, process, answer)
+        if rank() == 0 and (done == total or done % batch_size == 0 and state.is_due()):
             state.save(done)
 
-    for _ in progress(ahead(add, zip(range(start + 1, total + 1), answers), threads=1), what, total, start):
+    for _ in progress(ahead(add, enumerate(found, start + 1), threads=1), what, total, start):
         pass
     return collector
 

@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import contextlib
-import io
 import math
 import os
 import signal
 import sys
 import time
 
-import cloudpickle
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -33,8 +31,9 @@ from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
-from .distributed import average_gradients, check_processes, gather_names, launch
-from .distributed import mean_over_processes, rank, use_global_batch_norm, world_size
+from ..runs.processes import first_speaks, launch, own_device, pack, rank, unpack, world_size
+from .distributed import average_gradients, check_processes, gather_names
+from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
 
@@ -448,19 +447,10 @@ def end_step(self: Trainer, row: dict[str, float], log: _TrainingLog):
         os._exit(STOPPED)
 
 # %% ../../nbs/training/02_loop.ipynb #becd53d3
-def _pack(trainer: Trainer, loaders: Callable) -> bytes:
-    "A trainer and its loaders, to be sent to another process."
-    file = io.BytesIO()
-    torch.save((trainer, loaders), file, pickle_module=cloudpickle)
-    return file.getvalue()
-
 def _unpack(packed: bytes) -> tuple[Trainer, Callable]:
-    "What `_pack` packed, on the device of this process."
-    own = str(torch.accelerator.current_accelerator() or 'cpu')
-    number = int(os.environ.get('LOCAL_RANK', 0))
-    trainer, loaders = torch.load(io.BytesIO(packed), {f'{own}:0': f'{own}:{number}'}, weights_only=False)
-    if is_accelerator(trainer.device):
-        trainer.device = trainer.stage.device = torch.device(own, number)
+    "A trainer and its loaders as `pack` packed them, on the device of this process."
+    trainer, loaders = unpack(packed)
+    trainer.device = trainer.stage.device = own_device(trainer.device)
     return trainer, loaders
 
 # %% ../../nbs/training/02_loop.ipynb #bf42f8ae
@@ -470,10 +460,9 @@ def _speaks_or_not(trainer: Trainer) -> Iterator:
     if rank() == 0:
         for stop in STOP_SIGNALS:
             signal.signal(stop, end_soon)
-        yield
-        return
-    trainer.settings = replace(trainer.settings, tensorboard=False)
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    else:
+        trainer.settings = replace(trainer.settings, tensorboard=False)
+    with first_speaks():
         yield
 
 def _train_share(packed: bytes) -> dict:   # for the stage's record
@@ -495,7 +484,7 @@ def train_in_processes(self: Trainer, loaders: Callable):
     check_processes(self.processes, self.settings.batch_size, self.device)
     self.model.train()
     self.try_step(loaders(self.step))
-    extra = launch(_train_share, self.processes, self.device, _pack(self, loaders))
+    extra = launch(_train_share, self.processes, self.device, pack(self, loaders))
     self.stage.extra.update(step_seconds=extra.get('step_seconds'), processes=self.processes)
     self.load_state(self.stage.checkpoint())
 
