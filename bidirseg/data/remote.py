@@ -14,7 +14,7 @@ import re
 import tarfile
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Iterator
 
 from ..core import InputError, atomic_path, cache_dir
@@ -78,7 +78,13 @@ class FileRange:
     def __str__(self): return f'{self.url}::{self.member}' if self.member else self.url
 
     @property
-    def suffix(self) -> str: return Path(self.member or self.url).suffix
+    def name(self) -> str: return PurePosixPath(self.member or self.url).name
+
+    @property
+    def parent(self) -> PurePosixPath: return PurePosixPath(self.member or self.url).parent
+
+    @property
+    def suffix(self) -> str: return PurePosixPath(self.name).suffix
 
     @property
     def fingerprint(self) -> str: return f'{self.start} {self.size} of {self.stamp}'
