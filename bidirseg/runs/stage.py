@@ -372,12 +372,13 @@ def answers(self: Stage, samples: Samples, positions: list[int],
             batch_size: int,
             ) -> Iterator[tuple]:   # position, process that has the answer, answer: None if it is another's
     "What a network says about images that are read ahead of it, in order; process 0 is told of those of others."
-    batches = [positions[k:k + batch_size] for k in range(0, len(positions), batch_size)]
-    own = [position for batch in batches[rank()::world_size()] for position in batch]
+    starts, own = range(0, len(positions), batch_size), positions
+    if world_size() > 1:
+        own = [position for k in starts[rank()::world_size()] for position in positions[k:k + batch_size]]
     found = itertools.chain.from_iterable(map(work, read_batches(samples, own, batch_size, self.device)))
-    for number, batch in enumerate(batches):
+    for number, start in enumerate(starts):
         process = number % world_size()
-        for position in batch:
+        for position in positions[start:start + batch_size]:
             if process == rank():
                 yield position, process, next(found)
             elif rank() == 0:
