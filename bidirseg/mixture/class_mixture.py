@@ -13,11 +13,12 @@ import math
 from fastcore.basics import patch
 from torch import Tensor
 import torch
+import torch.distributed as dist
 
 from ..core import InputError, check_name, load_torch, save_torch, seed_of
 from .density import (
     DiagonalGaussians, check_rows, full_precision, row_chunks, score_rows)
-from .em import GaussianMixture, MixtureStatistics, e_step, m_step, read_batches
+from .em import GaussianMixture, MixtureStatistics, e_step, gather_objects, m_step, read_batches
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #6971c199
 def _check_shapes(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -68,12 +69,18 @@ def _class_rows(features_by_class: dict[int, Tensor], num_classes: int) -> dict[
         raise InputError(f"class ids {wrong or 'none'}", f"integers from 0 to {num_classes - 1}",
                          "raise num_classes, or leave out ignored pixels")
     rows = {int(c): x for c, x in sorted(features_by_class.items()) if len(x)}
-    if not rows:
-        raise InputError("no class with rows", "at least one", "keep more pixels")
-    first = next(iter(rows.values()))
+    first = next(iter(rows.values()), None)
     for c, x in rows.items():
         check_rows(x, first, f'class {c}')
     return rows
+
+# %% ../../nbs/mixture/02_class_mixture.ipynb #c04ab5d3
+def _classes_with_rows(rows: dict[int, Tensor], process_group: dist.ProcessGroup | None) -> list[int]:
+    "The classes that have rows, here or in another process of a group, sorted."
+    classes = {c for brought in gather_objects([*rows], process_group) for c in brought}
+    if not classes:
+        raise InputError("no class with rows", "at least one", "keep more pixels")
+    return sorted(classes)
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #af8f4576
 def _side_by_side(mixtures: dict[int, GaussianMixture], num_classes: int, n_components: int,
@@ -95,22 +102,23 @@ def _side_by_side(mixtures: dict[int, GaussianMixture], num_classes: int, n_comp
 def fit(cls: ClassPrototypes,
         features_by_class: dict[int, Tensor],  # class id -> (n, d) rows; absent if without rows
         n_components: int = 8,                 # K, prototypes a class at most
-        num_classes: int | None = None,        # C; one more than the largest id if not given
+        num_classes: int | None = None,        # C; one more than the largest id here if not given
         covariance_type: str = 'diag',         # diag for ellipses, or spherical for circles
         tol: float = 1e-3, max_iter: int = 100, reg_covar: float = 1e-6,  # as for `GaussianMixture`
         random_state: int | torch.Generator | None = None,                # seed of all classes
+        process_group: dist.ProcessGroup | None = None,   # whose processes have rows of their own
         ) -> ClassPrototypes:
     "Fit the mixture of every class; raises `InputError` that names the class."
     check_name(covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')
     num_classes = num_classes or max(features_by_class, default=-1) + 1
-    mixtures = {}
-    for c, rows in _class_rows(features_by_class, num_classes).items():
+    rows, mixtures = _class_rows(features_by_class, num_classes), {}
+    for c in _classes_with_rows(rows, process_group):
         seed = random_state
         if not isinstance(seed, torch.Generator):
             seed = seed_of(seed or 0, 'class', c)
         mixture = GaussianMixture(n_components, covariance_type, tol, max_iter, reg_covar,
                                   random_state=seed, what=f'class {c}')
-        mixtures[c] = mixture.fit(rows)
+        mixtures[c] = mixture.fit(rows.get(c, torch.empty(0, 1)), process_group)
     return cls(*_side_by_side(mixtures, num_classes, n_components))
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #f45f10bf

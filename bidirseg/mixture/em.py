@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MixtureStatistics', 'e_step', 'm_step', 'squared_distances', 'kmeans_plusplus', 'kmeans', 'from_labels',
-           'GaussianMixture', 'read_batches', 'sample_rows', 'ConvergenceWarning']
+           'GaussianMixture', 'read_batches', 'gather_objects', 'sample_rows', 'ConvergenceWarning']
 
 # %% ../../nbs/mixture/01_em.ipynb #a9ef7cf0
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ import warnings
 from fastcore.basics import basic_repr, patch
 from torch import Tensor
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from ..core import InputError, check_name, stream
@@ -25,7 +26,7 @@ from .density import (
 # %% ../../nbs/mixture/01_em.ipynb #5d7ed4af
 @dataclass(eq=False)
 class MixtureStatistics:
-    "What one E step leaves of the rows it has seen; adds up over slices, batches, files and ranks."
+    "What one E step leaves of the rows it has seen; adds up over slices, batches, files and processes."
     rows: float            # how many rows
     log_likelihood: float  # sum of log p(x), nats
     count: Tensor          # (k,) S0, soft counts
@@ -424,42 +425,73 @@ def read_batches(make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh 
         if len(x):
             yield x
 
+# %% ../../nbs/mixture/01_em.ipynb #6a932856
+def gather_objects(own,                                       # of this process
+                   process_group: dist.ProcessGroup | None,   # None: this process is alone
+                   ) -> list:                                 # of each process, in their order
+    "What each process of a group brings."
+    if process_group is None:
+        return [own]
+    brought = [None] * process_group.size()
+    dist.all_gather_object(brought, own, process_group)
+    return brought
+
 # %% ../../nbs/mixture/01_em.ipynb #f4fdb0b9
-def _count_rows(make_batches: Callable[[], Iterable[Tensor]], what: str) -> int:
+def _count_rows(make_batches: Callable[[], Iterable[Tensor]], what: str,
+                process_group: dist.ProcessGroup | None = None,
+                ) -> list[int]:   # of each process
     "How many rows all batches have; raises `InputError` if there are none, or some are not finite."
-    total = bad = 0
+    own = own_bad = 0
     for x in read_batches(make_batches, what):
-        total += len(x)
+        own += len(x)
         if not torch.isfinite(x.sum()):
-            bad += int((~torch.isfinite(x)).any(1).sum())
+            own_bad += int((~torch.isfinite(x)).any(1).sum())
+    counts, of_bad = zip(*gather_objects((own, own_bad), process_group))
+    total, bad = sum(counts), sum(of_bad)
     if bad:
         raise InputError(f"{what}: {bad} of {total} rows are not finite", "finite numbers",
                          "look for a diverged network or half precision overflow where they come from")
     if not total:
         raise InputError(f"{what}: no rows", "at least one row",
                          "leave the class out, or keep more pixels")
-    return total
+    return list(counts)
+
+# %% ../../nbs/mixture/01_em.ipynb #aacb1f92
+def _check_passes(first: int, second: int, what: str) -> None:   # rows
+    "Raise `InputError` unless two passes have the same rows."
+    if first != second:
+        raise InputError(f"{what}: {first} rows in the first pass and {second} in the second",
+                         "the same batches in every pass",
+                         "let the function make a fresh iterator each time")
+
+def _parts_of_all(parts: list[Tensor], process_group: dist.ProcessGroup | None) -> list[Tensor]:
+    "Parts of a sample, of all processes, where those of this one lie."
+    if process_group is None:
+        return parts
+    device = parts[0].device if parts else 'cpu'
+    own = [part.cpu().clone() for part in parts]   # of a tensor's slice all of it would go
+    return [part.to(device) for brought in gather_objects(own, process_group) for part in brought]
 
 # %% ../../nbs/mixture/01_em.ipynb #f2347e01
 def sample_rows(make_batches: Callable[[], Iterable[Tensor]],
                 n: int,                      # how many rows at most
                 generator: torch.Generator,  # on the CPU
                 what: str = 'features',      # how messages call the rows
+                process_group: dist.ProcessGroup | None = None,
                 ) -> tuple[Tensor, int]:     # the sample, and how many rows there are
     "A random sample of rows, in their order."
-    total = _count_rows(make_batches, what)
+    counts = _count_rows(make_batches, what, process_group)
+    total, number = sum(counts), process_group.rank() if process_group else 0
     picked = torch.arange(total)
     if total > n:
         picked = torch.randperm(total, generator=generator)[:n].sort().values
-    parts, start = [], 0
+    parts, start = [], sum(counts[:number])
     for x in read_batches(make_batches, what):
         here = picked[(picked >= start) & (picked < start + len(x))] - start
         parts.append(x[here.to(x.device)] if len(here) < len(x) else x)
         start += len(x)
-    if start != total:
-        raise InputError(f"{what}: {total} rows in the first pass and {start} in the second",
-                         "the same batches in every pass",
-                         "let the function make a fresh iterator each time")
+    _check_passes(counts[number], start - sum(counts[:number]), what)
+    parts = _parts_of_all(parts, process_group)
     return check_finite(parts[0] if len(parts) == 1 else torch.cat(parts), what), total
 
 # %% ../../nbs/mixture/01_em.ipynb #aa3f2208
@@ -551,17 +583,37 @@ def _rounding(bound: float,         # a mean log likelihood, nats
     "How much of a change of a mean log likelihood may be rounding."
     return 20*torch.finfo(dtype).eps*(1 + abs(bound))
 
+# %% ../../nbs/mixture/01_em.ipynb #21a6a67c
+@patch
+def _all_reduce(self: GaussianMixture, S: MixtureStatistics | int,   # 0 without rows
+                process_group: dist.ProcessGroup) -> MixtureStatistics:
+    "The statistics of all processes of a group, under the same parameters."
+    K, d = self.means_.shape
+    shape = (K, d, d) if self.covariance_type in _MATRIX_KINDS else (K, d)
+    sizes = [1, 1, K, K*d, math.prod(shape)]
+    sums = torch.zeros(sum(sizes), dtype=torch.float64)
+    if S:
+        parts = (torch.tensor(S.rows), S.log_likelihood, S.count, S.first, S.second)
+        sums = torch.cat([part.cpu().double().flatten() for part in parts])
+    dist.all_reduce(sums, group=process_group)
+    rows, log_likelihood, count, first, second = sums.to(self.means_.device).split(sizes)
+    offset = self._gaussians(moments=True).offset.double().reshape(-1, d)
+    return MixtureStatistics(int(rows), log_likelihood, count, first.view(K, d), second.view(shape), offset)
+
 # %% ../../nbs/mixture/01_em.ipynb #0b3c0fee
 @patch
 def _repeat_steps(self: GaussianMixture,
                   make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the rows
                   n_rows: int,                                   # in a pass
+                  process_group: dist.ProcessGroup | None = None,
                   ) -> None:
     "EM steps from the current parameters until they converge, at most `max_iter`."
     self.converged_, self.lower_bound_, self.n_iter_ = False, -math.inf, 0
     previous = None   # parameters of one step ago
     while self.n_iter_ < self.max_iter and not self.converged_:
         S = sum(self.statistics(x) for x in read_batches(make_batches, self.what))
+        if process_group:
+            S = self._all_reduce(S, process_group)
         bound = float(S.log_likelihood) / n_rows
         change = bound - self.lower_bound_
         fell = previous is not None and change < -_rounding(bound, self.means_.dtype)
@@ -578,12 +630,13 @@ def _repeat_steps(self: GaussianMixture,
 @patch
 def fit_batches(self: GaussianMixture,
                 make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the same (n_i, d)
+                process_group: dist.ProcessGroup | None = None,  # whose processes have a part of the rows each
                 ) -> GaussianMixture:
     "EM over batches that are read again for each step; equal to `fit` on all their rows."
-    sample, n_rows = sample_rows(make_batches, 16384, self._generator('sample'), self.what)
+    sample, n_rows = sample_rows(make_batches, 16384, self._generator('sample'), self.what, process_group)
     with full_precision(sample.device):
         self._start(sample)
-    self._repeat_steps(make_batches, n_rows)
+    self._repeat_steps(make_batches, n_rows, process_group)
     if self.max_iter and not self.converged_:
         message = f'EM has not converged after {self.max_iter} steps; raise max_iter or tol'
         warnings.warn(f'{self.what}: {message}', ConvergenceWarning, stacklevel=2)
@@ -591,7 +644,10 @@ def fit_batches(self: GaussianMixture,
 
 # %% ../../nbs/mixture/01_em.ipynb #76125160
 @patch
-def fit(self: GaussianMixture, X: Tensor) -> GaussianMixture:  # X (n, d) float32 or float64
+def fit(self: GaussianMixture,
+        X: Tensor,   # (n, d) float32 or float64
+        process_group: dist.ProcessGroup | None = None,   # whose processes have rows of their own
+        ) -> GaussianMixture:
     "EM on rows."
     check_rows(X, what=self.what)
-    return self.fit_batches(lambda: [X])
+    return self.fit_batches(lambda: [X], process_group)

@@ -1,0 +1,179 @@
+"""Passes over images in several processes: the bytes of one, killed processes, fewer processes, and mixtures."""
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from bidirseg.core import load_json, stream
+from bidirseg.mixture import ClassPrototypes, GaussianMixture
+from bidirseg.mixture.em import sample_rows
+from bidirseg.pipeline.stages import configure, stage_spec
+from bidirseg.runs import Stage, stage_dir, start_run
+from bidirseg.runs.processes import launch, pack, rank, unpack, world_size
+
+SHARED = ('prototypes', 'pseudo_labels', 'reweighting', 'evaluation')   # stages whose outputs come of passes alone
+TRAINED = ('warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training', 'distillation_1', 'evaluation')
+COPIES = multiprocessing.get_context('forkserver')   # a process that is killed has the imports already
+COPIES.set_forkserver_preload(['bidirseg.pipeline.stages'])
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def with_processes(run_dir: Path, preset: Path, processes: int) -> Path:
+    "A run of so many processes; its source has more images than a network sees at once."
+    changes = ['oracle=false', 'source.count=10', 'self_training.steps=2', 'distillation.steps=2',
+               f'processes={processes}']
+    start_run(run_dir, configure(str(preset), changes), update=True)
+    return run_dir
+
+
+@pytest.fixture(scope='module')
+def alone(preset, tmp_path_factory) -> Path:
+    "A run in one process."
+    run_dir = with_processes(tmp_path_factory.mktemp('runs')/'alone', preset, 1)
+    for name in TRAINED:
+        stage_spec(name).run(run_dir, name)
+    return run_dir
+
+
+def without(finished: Path, run_dir: Path, stages: tuple[str, ...]) -> Path:
+    "A copy of a run without the results of some stages."
+    shutil.copytree(finished, run_dir)
+    for name in stages:
+        shutil.rmtree(stage_dir(run_dir, name))
+    return run_dir
+
+
+def outputs(run_dir: Path, name: str) -> dict[str, str]:
+    return load_json(stage_dir(run_dir, name)/'stage.json')['outputs']
+
+
+@dataclass
+class Killed:
+    "The work of a pass, at whose second batch process 1 kills itself or the process that launched, once."
+    work: Callable
+    note: Path     # a file that says that it happened
+    parent: bool   # whom to kill
+    batches: int = 0
+
+    def __call__(self, batch: dict):
+        self.batches += 1
+        if rank() == 1 and not self.note.exists() and (self.batches == 2 or not self.parent):
+            self.note.touch()
+            os.kill(multiprocessing.parent_process().pid if self.parent else os.getpid(), signal.SIGKILL)
+        return self.work(batch)
+
+
+def kill_in_passes(folder: Path, parent: bool = False) -> Callable:
+    "A `Stage.share_pass` that kills in the first pass of each stage."
+    share_pass = Stage.share_pass
+
+    def share_and_kill(stage, method, images, batch_size, *arguments):
+        place, arguments = dict(each_image=2, gather=3)[method], [*arguments]
+        arguments[place] = Killed(arguments[place], folder/stage.name, parent)
+        return share_pass(stage, method, images, batch_size, *arguments)
+    return share_and_kill
+
+
+def test_four_processes_write_the_bytes_of_one(alone, preset, tmp_path):
+    run_dir = with_processes(without(alone, tmp_path/'run', SHARED), preset, 4)
+    for name in SHARED:
+        stage_spec(name).run(run_dir, name)
+        assert outputs(run_dir, name) == outputs(alone, name), name
+        assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] > 1
+
+
+def test_a_killed_process_of_a_pass_is_started_again(alone, preset, tmp_path, monkeypatch):
+    "One of two processes is killed in every stage with a pass."
+    run_dir = with_processes(without(alone, tmp_path/'run', SHARED), preset, 2)
+    monkeypatch.setattr(Stage, 'share_pass', kill_in_passes(tmp_path))
+    for name in (*SHARED, 'distillation_1'):
+        shutil.rmtree(stage_dir(run_dir, name), ignore_errors=True)
+        stage_spec(name).run(run_dir, name)
+        assert (tmp_path/name).exists(), f'nobody was killed in {name}'
+        same = ['labels'] if name == 'distillation_1' else outputs(alone, name)   # its training differs in last digits
+        for output in same:
+            assert outputs(run_dir, name)[output] == outputs(alone, name)[output], (name, output)
+
+
+def run_and_die(run_dir: Path, folder: Path, stage: str):
+    "Run a stage in this process, which one of its processes kills."
+    torch.set_num_threads(1)
+    Stage.share_pass = kill_in_passes(folder, parent=True)
+    stage_spec(stage).run(run_dir, stage)
+
+
+def test_a_run_killed_with_four_processes_goes_on_with_two(alone, preset, tmp_path):
+    name = 'pseudo_labels'
+    run_dir = with_processes(without(alone, tmp_path/'run', (name,)), preset, 4)
+    process = COPIES.Process(target=run_and_die, args=(run_dir, tmp_path, name))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and not (stage_dir(run_dir, name)/'stage.json').exists()
+    stage_spec(name).run(with_processes(run_dir, preset, 2), name)
+    assert outputs(run_dir, name) == outputs(alone, name)
+    assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] == 2
+
+
+KINDS = 'diag', 'full', 'tied', 'spherical'
+SHARES = {2: (100, 800), 4: (500, 0, 399, 1)}   # rows of each process
+
+
+def fit_mixtures(rows: torch.Tensor, group: dist.ProcessGroup | None = None) -> dict[str, dict]:
+    "The parameters of mixtures of every kind."
+    return {kind: vars(GaussianMixture(3, kind, random_state=1).fit(rows, group)) for kind in KINDS}
+
+
+def fit_classes(rows: dict[int, torch.Tensor], group: dist.ProcessGroup | None = None) -> dict:
+    return vars(ClassPrototypes.fit(rows, 2, num_classes=5, random_state=0, process_group=group))
+
+
+def fit_share(packed: bytes) -> tuple[dict, dict]:
+    "Mixtures in one process of several, which has some rows, and lacks a class or two."
+    rows, classes = unpack(packed)
+    shares = SHARES[world_size()]
+    own_rows, own_classes = rows.split(shares)[rank()], classes.split(shares)[rank()]
+    by_class = {c: own_rows[own_classes == c] for c in own_classes.unique().tolist()}
+    return fit_mixtures(own_rows, dist.group.WORLD), fit_classes(by_class, dist.group.WORLD)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_mixtures_of_rows_in_several_processes(processes):
+    "Equal to one process to 1e-5, with the sample of the start in the order of the rows."
+    g = stream(0, 'rows')
+    rows = torch.cat([torch.randn(300, 6, generator=g) * s + m for s, m in ((1, 0), (.3, 1.5), (2, -2))])
+    classes = (torch.arange(900) // 60 % 5).clamp(max=3)   # class 4 has no rows at all
+    by_class = {c: rows[classes == c] for c in range(4)}
+    pairs = zip(launch(fit_share, processes, torch.device('cpu'), pack(rows, classes)),
+                (fit_mixtures(rows), dict(classes=fit_classes(by_class))))
+    (mixtures, alone), (of_classes, classes_alone) = pairs
+    for kind, fields in {**mixtures, 'classes': of_classes}.items():
+        expected = {**alone, **classes_alone}[kind]
+        assert fields.get('n_iter_') == expected.get('n_iter_')
+        for name in ('weights_', 'means_', 'covariances_'):
+            torch.testing.assert_close(fields[name], expected[name], rtol=1e-5, atol=1e-5, msg=f'{kind} {name}')
+
+
+def sample_share(packed: bytes) -> torch.Tensor:
+    rows, = unpack(packed)
+    own = rows.split((5_000, 15_000))[rank()]
+    return sample_rows(lambda: own.split(700), 16_384, stream(1), process_group=dist.group.WORLD)[0]
+
+
+def test_the_start_in_several_processes_is_that_of_one():
+    rows = torch.arange(40_000.).view(-1, 2)
+    sample = launch(sample_share, 2, torch.device('cpu'), pack(rows))
+    assert torch.equal(sample, sample_rows(lambda: [rows], 16_384, stream(1))[0])
