@@ -108,7 +108,7 @@ def _add_run(commands):
     parser.add_argument('--from-run', metavar='DIR',
                         help='another run, whose stages are taken over where they still hold')
     parser.add_argument('--nproc', type=int_at_least(1), metavar='N',
-                        help='processes that train together on this machine, each on its own GPU if there are any')
+                        help='processes that share the work on this machine, each on its own GPU if there are any')
     parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
     parser.add_argument('--log-json', action='store_true',
                         help='say everything as JSON, one object an event: start, progress, end, error, done')

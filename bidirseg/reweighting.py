@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, autocast, load_torch, progress, save_json, save_torch, spaced_indices
+from .core import InputError, autocast, load_torch, save_json, save_torch, spaced_indices
 from .data import IGNORE, ImageSet, Samples, images_only, read_batches
 from .mixture import check_finite, check_rows
 from .models import build_backbone, forward, to_device, upsample
@@ -81,39 +81,47 @@ def transferability(features: Tensor,      # (n, d) source regions
     return distance_term(nearest_distance(features, centroids), mean_distance)
 
 # %% ../nbs/05_reweighting.ipynb #e9999d84
-class _ClassEntropy:
-    "Mean entropy of the predictions on pixels of each class, summed batch by batch."
-    def __init__(self, num_classes: int, device: torch.device = torch.device('cpu')):   # of the logits
-        self.total = torch.zeros(num_classes, dtype=torch.float64, device=device)
-        self.count = torch.zeros(num_classes, dtype=torch.float64, device=device)
+def _entropy_sums(logits: Tensor,   # (b, classes, h, w)
+                  labels: Tensor,   # (b, h, w) train ids, 255 ignored
+                  ) -> Tensor:      # (2, classes) float64
+    "The entropy of the predictions on pixels of each class, summed, and how many these are."
+    log_p = logits.float().log_softmax(1)
+    entropy = -(log_p.exp() * log_p).sum(1).double()
+    valid = labels != IGNORE
+    ids = labels[valid].long()
+    total = torch.zeros(logits.shape[1], dtype=torch.float64, device=logits.device).index_add_(0, ids, entropy[valid])
+    return torch.stack([total, torch.bincount(ids, minlength=len(total)).double()])
 
-    def add(self, logits: Tensor,   # (b, classes, h, w)
-            labels: Tensor):        # (b, h, w) train ids, 255 ignored
-        "Count a batch."
-        log_p = logits.float().log_softmax(1)
-        entropy = -(log_p.exp() * log_p).sum(1).double()
-        valid = labels != IGNORE
-        self.total.index_add_(0, labels[valid].long(), entropy[valid])
-        self.count += torch.bincount(labels[valid].long(), minlength=len(self.count))
+# %% ../nbs/05_reweighting.ipynb #9957deed
+class _ClassEntropy(Collector):
+    "Mean entropy of the predictions on pixels of each class, summed image by image."
+    def __init__(self, num_classes: int):
+        self.sums = torch.zeros(2, num_classes, dtype=torch.float64)
+
+    def add(self, answer: Tensor): self.sums += answer.cpu()   # from `_entropy_sums`
+    def state_dict(self) -> dict: return dict(sums=self.sums)
+    def load_state_dict(self, state: dict): self.sums = state['sums']
 
     def scaled(self) -> Tensor:     # (classes,) in [0, 1]; classes never seen are 0
         "Min-max scaled over the classes that were seen."
-        seen = self.count > 0
-        mean = self.total / self.count.clamp(min=1)
+        total, count = self.sums
+        mean, seen = total / count.clamp(min=1), count > 0
         low, high = mean[seen].min(), mean[seen].max()
         return torch.where(seen, (mean - low) / (high - low).clamp(min=1e-12), 0.0)
 
 # %% ../nbs/05_reweighting.ipynb #198fa3ed
-def _measure_entropy(model: nn.Module, samples: Samples, num_classes: int,
-                    most: int = 200,  # images that are looked at, evenly spaced
-                    ) -> Tensor:      # (classes,) in [0, 1]
+def _measure_entropy(stage: Stage, model: nn.Module, samples: Samples,
+                     most: int = 200,  # images that are looked at, evenly spaced
+                     ) -> Tensor:      # (classes,) in [0, 1]
     "Class entropies of a model over labelled images."
-    picks, device = spaced_indices(len(samples), most), next(model.parameters()).device
-    entropy = _ClassEntropy(num_classes, device)
-    for batch in progress(read_batches(samples, picks, device=device), 'class entropy', len(picks)):
-        labels = batch['label'].to(device)
-        entropy.add(upsample(forward(model, batch['image']).logits, labels.shape[1:]), labels)
-    return entropy.scaled().float().cpu()
+    def sums_of(batch):   # of each image
+        labels = batch['label'].to(stage.device)
+        logits = upsample(forward(model, batch['image']).logits, labels.shape[1:])
+        return [_entropy_sums(*image) for image in zip(logits.split(1), labels.split(1))]
+
+    entropy = _ClassEntropy(len(stage.label_space))
+    stage.gather('class entropy', samples, spaced_indices(len(samples), most), sums_of, entropy, batch_size=1)
+    return entropy.scaled().float()
 
 # %% ../nbs/05_reweighting.ipynb #ae904a0a
 def weight_map(region_weights: Tensor,  # (rows, columns) in (0, 1]
@@ -236,7 +244,7 @@ def measure_weights(stage: Stage, model: nn.Module, source: Samples) -> tuple[So
     of_target = _gather_regions(stage, target_images, 'target', picks, features_of).flatten(0, 2)
     centroids = fit_centroids(of_target, min(settings.n_centroids, len(of_target)), stage.config.seed)
     distances = _gather_regions(stage, source_images, 'source', range(len(source_images)), distances_of)
-    mean_distance, entropy = float(distances.mean()), _measure_entropy(model, source, len(stage.label_space))
+    mean_distance, entropy = float(distances.mean()), _measure_entropy(stage, model, source)
     weights = combine_terms(distances, mean_distance, entropy, settings.distance, settings.entropy)
     return weights, dict(centroids=centroids, mean_distance=mean_distance, class_entropy=entropy)
 

@@ -75,7 +75,7 @@ def _class_rows(features_by_class: dict[int, Tensor], num_classes: int) -> dict[
     return rows
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #c04ab5d3
-def _classes_with_rows(rows: dict[int, Tensor], process_group: dist.ProcessGroup | None) -> list[int]:
+def _classes_with_rows(rows: dict[int, Tensor], process_group: 'dist.ProcessGroup | None') -> list[int]:
     "The classes that have rows, here or in another process of a group, sorted."
     classes = {c for brought in gather_objects([*rows], process_group) for c in brought}
     if not classes:
@@ -106,7 +106,7 @@ def fit(cls: ClassPrototypes,
         covariance_type: str = 'diag',         # diag for ellipses, or spherical for circles
         tol: float = 1e-3, max_iter: int = 100, reg_covar: float = 1e-6,  # as for `GaussianMixture`
         random_state: int | torch.Generator | None = None,                # seed of all classes
-        process_group: dist.ProcessGroup | None = None,   # whose processes have rows of their own
+        process_group: 'dist.ProcessGroup | None' = None,   # whose processes have rows of their own
         ) -> ClassPrototypes:
     "Fit the mixture of every class; raises `InputError` that names the class."
     check_name(covariance_type, ('diag', 'spherical'), 'covariance_type of prototypes')

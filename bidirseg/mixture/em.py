@@ -427,7 +427,7 @@ def read_batches(make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh 
 
 # %% ../../nbs/mixture/01_em.ipynb #6a932856
 def gather_objects(own,                                       # of this process
-                   process_group: dist.ProcessGroup | None,   # None: this process is alone
+                   process_group: 'dist.ProcessGroup | None',   # None: this process is alone
                    ) -> list:                                 # of each process, in their order
     "What each process of a group brings."
     if process_group is None:
@@ -438,7 +438,7 @@ def gather_objects(own,                                       # of this process
 
 # %% ../../nbs/mixture/01_em.ipynb #f4fdb0b9
 def _count_rows(make_batches: Callable[[], Iterable[Tensor]], what: str,
-                process_group: dist.ProcessGroup | None = None,
+                process_group: 'dist.ProcessGroup | None' = None,
                 ) -> list[int]:   # of each process
     "How many rows all batches have; raises `InputError` if there are none, or some are not finite."
     own = own_bad = 0
@@ -464,7 +464,7 @@ def _check_passes(first: int, second: int, what: str) -> None:   # rows
                          "the same batches in every pass",
                          "let the function make a fresh iterator each time")
 
-def _parts_of_all(parts: list[Tensor], process_group: dist.ProcessGroup | None) -> list[Tensor]:
+def _parts_of_all(parts: list[Tensor], process_group: 'dist.ProcessGroup | None') -> list[Tensor]:
     "Parts of a sample, of all processes, where those of this one lie."
     if process_group is None:
         return parts
@@ -477,7 +477,7 @@ def sample_rows(make_batches: Callable[[], Iterable[Tensor]],
                 n: int,                      # how many rows at most
                 generator: torch.Generator,  # on the CPU
                 what: str = 'features',      # how messages call the rows
-                process_group: dist.ProcessGroup | None = None,
+                process_group: 'dist.ProcessGroup | None' = None,
                 ) -> tuple[Tensor, int]:     # the sample, and how many rows there are
     "A random sample of rows, in their order."
     counts = _count_rows(make_batches, what, process_group)
@@ -586,7 +586,7 @@ def _rounding(bound: float,         # a mean log likelihood, nats
 # %% ../../nbs/mixture/01_em.ipynb #21a6a67c
 @patch
 def _all_reduce(self: GaussianMixture, S: MixtureStatistics | int,   # 0 without rows
-                process_group: dist.ProcessGroup) -> MixtureStatistics:
+                process_group: 'dist.ProcessGroup') -> MixtureStatistics:
     "The statistics of all processes of a group, under the same parameters."
     K, d = self.means_.shape
     shape = (K, d, d) if self.covariance_type in _MATRIX_KINDS else (K, d)
@@ -605,7 +605,7 @@ def _all_reduce(self: GaussianMixture, S: MixtureStatistics | int,   # 0 without
 def _repeat_steps(self: GaussianMixture,
                   make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the rows
                   n_rows: int,                                   # in a pass
-                  process_group: dist.ProcessGroup | None = None,
+                  process_group: 'dist.ProcessGroup | None' = None,
                   ) -> None:
     "EM steps from the current parameters until they converge, at most `max_iter`."
     self.converged_, self.lower_bound_, self.n_iter_ = False, -math.inf, 0
@@ -630,7 +630,7 @@ def _repeat_steps(self: GaussianMixture,
 @patch
 def fit_batches(self: GaussianMixture,
                 make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over the same (n_i, d)
-                process_group: dist.ProcessGroup | None = None,  # whose processes have a part of the rows each
+                process_group: 'dist.ProcessGroup | None' = None,  # whose processes have a part of the rows each
                 ) -> GaussianMixture:
     "EM over batches that are read again for each step; equal to `fit` on all their rows."
     sample, n_rows = sample_rows(make_batches, 16384, self._generator('sample'), self.what, process_group)
@@ -646,7 +646,7 @@ def fit_batches(self: GaussianMixture,
 @patch
 def fit(self: GaussianMixture,
         X: Tensor,   # (n, d) float32 or float64
-        process_group: dist.ProcessGroup | None = None,   # whose processes have rows of their own
+        process_group: 'dist.ProcessGroup | None' = None,   # whose processes have rows of their own
         ) -> GaussianMixture:
     "EM on rows."
     check_rows(X, what=self.what)

@@ -197,7 +197,7 @@ class RunConfig:
     seed: int = 0
     device: str = 'auto'                # auto, cpu, cuda or cuda:N
     threads: 'int | None' = None        # of the CPU; none: all cores. The last bits of sums depend on their number
-    processes: int = 1                  # of a training, a GPU each; they share each batch. The last bits depend on it
+    processes: int = 1                  # of trainings and passes, a GPU each. The last bits of a training depend on it
     deterministic: bool = False         # the same bits from the same seed on a GPU, too: slower; a CPU needs no asking
     rounds: int = 2                     # rounds of self-distillation
     oracle: bool = False                # also train on the target's labels, for the scale of the scores

@@ -86,10 +86,11 @@ class Training:
 def seconds_a_step(training: Training, machines: Machines) -> dict[str, float]:   # by what is waited for
     "What a step takes, if one thing alone set the pace; gradients are sent after it."
     useful = min(machines.processes, training.batch_size)
+    compute = -(-training.batch_size // useful) * training.device
     gradients = gradient_bytes(training, useful) / machines.network
     spare = max(1, machines.cores - machines.processes)
-    return dict(device=-(-training.batch_size // useful) * training.device + gradients,
-                cores=training.batch_size * training.cores / spare)
+    larger = 'gradients' if gradients > compute else 'device'
+    return {larger: compute + gradients, 'cores': training.batch_size * training.cores / spare}
 
 def gradient_bytes(training: Training, processes: int) -> float:
     "What a process sends in a step."
@@ -103,12 +104,13 @@ class Workload:
     training: Training
     memory: float        # bytes of a process without the names
     name: float          # bytes that the names of an image take in each process
+    alone: float = 0.    # seconds an image of what one process does while the others wait
     fixed: float = 0.    # seconds of the passes that do not grow with the target
 
-def estimate_scale(work: Workload, images: int, machines: Machines) -> dict:   # seconds, bytes, and what sets the pace
+def estimate_scale(work: Workload, images: int, machines: Machines) -> dict:   # seconds, bytes, what takes longest
     "What a run of so many target images takes."
     steps, step = work.training.steps, slowest(seconds_a_step(work.training, machines))
-    seconds, disk, traffic = {f'training: {step[0]}': steps * step[1]}, 0., 0.
+    seconds, disk, traffic = {f'training: {step[0]}': steps * step[1], 'one process': images * work.alone}, 0., 0.
     for name, (times, costs) in work.passes.items():
         limit, each = slowest(seconds_an_image(costs, machines))
         seconds[f'{name}: {limit}'] = times * images * each
@@ -116,9 +118,10 @@ def estimate_scale(work: Workload, images: int, machines: Machines) -> dict:   #
         traffic += times * images * (costs.read + costs.sent * (machines.processes - 1) / machines.processes)
     useful = min(machines.processes, work.training.batch_size)
     traffic += steps * useful * gradient_bytes(work.training, useful)
-    limit = max(seconds, key=seconds.get)
-    return dict(seconds=sum(seconds.values()) + work.fixed, memory=work.memory + images * work.name, disk=disk,
-                traffic=traffic, limit=limit)
+    limit, most = slowest(seconds)
+    total = sum(seconds.values()) + work.fixed
+    return dict(seconds=total, memory=work.memory + images * work.name, disk=disk, traffic=traffic, limit=limit,
+                share=most / total)
 
 # %% ../../nbs/studies/06_scale.ipynb #57993dbe
 @dataclass
