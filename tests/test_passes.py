@@ -15,8 +15,9 @@ from bidirseg.core import load_json, stream
 from bidirseg.mixture import ClassPrototypes, GaussianMixture
 from bidirseg.mixture.em import sample_rows
 from bidirseg.pipeline.stages import configure, stage_spec
-from bidirseg.runs import Stage, stage_dir, start_run
+from bidirseg.runs import Stage, open_stage, small_run, stage_dir, start_run
 from bidirseg.runs.processes import launch, pack, rank, unpack, world_size
+from bidirseg.training import TrainSettings
 
 SHARED = ('prototypes', 'pseudo_labels', 'reweighting', 'evaluation')   # stages whose outputs come of passes alone
 TRAINED = ('warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training', 'distillation_1', 'evaluation')
@@ -126,6 +127,19 @@ def test_a_run_killed_with_four_processes_goes_on_with_two(alone, preset, tmp_pa
     stage_spec(name).run(with_processes(run_dir, preset, 2), name)
     assert outputs(run_dir, name) == outputs(alone, name)
     assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] == 2
+
+
+def threads_of_process(batch: dict) -> list[int]:
+    return [torch.get_num_threads()]
+
+
+def test_each_process_has_the_threads_of_one(tmp_path):
+    "On a CPU the last bits depend on their number."
+    torch.set_num_threads(2)   # one for each process, if they were shared out
+    with open_stage(small_run(tmp_path, processes=2), 'warmup', TrainSettings) as stage:
+        found = stage.each_image('threads', stage.samples('source'), threads_of_process, lambda i, threads: threads)
+        torch.set_num_threads(1)
+    assert set(found) == {stage.threads} and stage.extra['processes'] == 2
 
 
 KINDS = 'diag', 'full', 'tied', 'spherical'

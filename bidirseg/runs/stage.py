@@ -390,6 +390,7 @@ def _take_part(packed: bytes):
     stage, method, arguments = unpack(packed)
     stage.device, stage.config = own_device(stage.device), replace(stage.config, processes=1)
     torch.use_deterministic_algorithms(stage.config.deterministic)
+    torch.set_num_threads(stage.threads)   # the last bits depend on them
     for stop in STOP_SIGNALS:
         signal.signal(stop, signal.SIG_DFL)
     with stage.noting_files(), first_speaks():
@@ -553,7 +554,7 @@ def open_stage(run_dir: str | Path, name: str,
         yield stage
         return
     set_up_torch(stage.config)
-    stage.owner = run_owner(run_dir)
+    stage.owner, stage.threads = run_owner(run_dir), torch.get_num_threads()
     _prepare_folder(stage.dir, stage.key)
     with stage.noting_files():
         yield stage
