@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 config = ConfigParser(delimiters=['='])
 config.read('settings.ini', encoding='utf-8')
 cfg, readme = config['DEFAULT'], Path('README.md')
-EXTRAS = ('dev', 'tensorboard', 'timm', 'streets', 'video', 'onnx', 'submitit')
+EXTRAS = ('dev', 'tensorboard', 'timm', 'streets', 'video', 'onnx', 'submitit', 'remote')
 
 
 class BuildWithNotebooks(build_py):

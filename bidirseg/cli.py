@@ -291,7 +291,7 @@ def _draw(args: Namespace):
 # %% ../nbs/10_command_line.ipynb #aa7523a8
 _DATA_SETS = (
     'acdc', 'bdd100k', 'camvid', 'cityscapes', 'cityscapes_pix2pix', 'dark_zurich', 'folder',
-    'gta5', 'idd', 'idd_lite', 'mapillary', 'scenes', 'streets', 'synthia')
+    'gta5', 'idd', 'idd_lite', 'mapillary', 'scenes', 'shards', 'streets', 'synthia')
 
 def _add_evaluate(commands):
     parser = commands.add_parser('evaluate', help='score a model of a run on labelled images')
@@ -460,7 +460,7 @@ def _study_checkpoints(args: Namespace):
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
-_BENCHES = ('busy', 'check', 'modes', 'passes', 'predict', 'prototypes', 'training')
+_BENCHES = ('busy', 'check', 'modes', 'passes', 'predict', 'prototypes', 'scale', 'training')
 
 def _add_bench(commands):
     parser = commands.add_parser('bench', help='measure speed and memory, as ratios in one run')
@@ -471,7 +471,8 @@ def _add_bench(commands):
 
 def _bench(args: Namespace):
     "Measure, and print a table or JSON."
-    from bidirseg.studies.speed import BENCHES, bench_table
+    from bidirseg.studies.scale import BENCHES
+    from bidirseg.studies.speed import bench_table
     with contextlib.redirect_stdout(sys.stderr):
         rows = BENCHES[args.what](args.device)
     print(json.dumps([asdict(row) for row in rows], indent=1) if args.json else bench_table(rows))

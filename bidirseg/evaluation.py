@@ -132,7 +132,7 @@ def evaluate(model: nn.Module,
     images = ScoredImages(data, size, model.exposure_gain)
     batches = read_batches(images, range(len(data)), device=device)
     answers = itertools.chain.from_iterable(map(scorer.of_batch, batches))
-    return np.sum(list(ahead(lambda answer: scorer.count(0, answer), answers, threads=1)), 0)
+    return sum(map(np.array, ahead(lambda answer: scorer.count(0, answer), answers, threads=1)))
 
 # %% ../nbs/08_evaluation.ipynb #06c44bc8
 def _show_classes(results: dict[str, dict], first: str, last: str):
@@ -223,13 +223,14 @@ class EvaluationSettings(StageSettings):
         return [labelled, *(f'{trained}/model.pt' for trained in trained_stages(stage.run_dir))]
 
 # %% ../nbs/08_evaluation.ipynb #5d3dd41c
-def _image_mious(matrices: list) -> list[float | None]:   # None: an image without a labelled pixel
-    "Mean IoU of each image over the classes of its labels."
-    mious = []
+def _add_images(matrices: Iterable, num_classes: int) -> tuple[np.ndarray, list[float | None]]:
+    "The sum of confusion matrices; of each its mean IoU over the classes of its labels, None where there are none."
+    cm, mious = np.zeros((num_classes, num_classes), np.int64), []
     for matrix in map(np.array, matrices):
+        cm += matrix
         there = np.flatnonzero(matrix.sum(1))
         mious.append(round(mean_iou(matrix, there.tolist()), 6) if len(there) else None)
-    return mious
+    return cm, mious
 
 def _score_stages(stage: Stage, names: list[str]) -> tuple[dict, dict]:   # stage -> scores; stage -> mIoU of images
     "The scores of every trained stage on the evaluation images; empty without any."
@@ -238,8 +239,8 @@ def _score_stages(stage: Stage, names: list[str]) -> tuple[dict, dict]:   # stag
         model = stage.load_model(name)
         scorer, images = Scorer(model, len(space)), ScoredImages(data, stage.config.size, model.exposure_gain)
         matrices = stage.each_image(f'scoring {name}', images, scorer.of_batch, scorer.count, batch_size=1)
-        results[name] = scores(np.sum(matrices, 0), space, len(data))
-        by_image[name] = _image_mious(matrices)
+        cm, by_image[name] = _add_images(matrices, len(space))
+        results[name] = scores(cm, space, len(data))
     return results, by_image
 
 # %% ../nbs/08_evaluation.ipynb #aac3aa04

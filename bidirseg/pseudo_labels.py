@@ -188,11 +188,14 @@ class LabelWriter:
         return count_labels(labels, kept, self.label.model.num_classes)
 
 # %% ../nbs/04_pseudo_labels.ipynb #84231baf
-def class_shares(counts: list[dict], space: LabelSpace
+def class_shares(counts: Iterable[dict],   # of each image: pixels of each class, every one and those kept
+                 space: LabelSpace
                  ) -> dict:   # class -> share of the pixels, share of these that is kept
     "What was labelled and kept, class by class."
-    every = np.sum([image['every'] for image in counts], 0)   # (classes,) pixels
-    kept = np.sum([image['kept'] for image in counts], 0)
+    every, kept = np.zeros((2, len(space)), np.int64)   # pixels
+    for image in counts:
+        every += image['every']
+        kept += image['kept']
     shares = {}
     for name, n_every, n_kept in zip(space.classes, every, kept):
         shares[name] = dict(share=round(float(n_every / every.sum()), 5),

@@ -11,7 +11,7 @@ __all__ = ['regional_features', 'fit_centroids', 'nearest_distance', 'distance_t
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Callable, Sequence
 
 import numpy as np
 import torch
@@ -215,13 +215,16 @@ def _region_backbone(stage: Stage, model: nn.Module) -> nn.Module:
         return model.backbone
     return build_backbone(settings.backbone, settings.weights, 32).to(stage.device).eval()
 
+_MOST_TARGET_IMAGES = 4000   # with 16 regions of 2,048 features each: half a gigabyte, for 40 centroids
+
 def _gather_regions(stage: Stage, images: ImageSet, domain: str,
+                    positions: Sequence[int],         # of the images
                     work: Callable[[dict], Tensor],   # batch -> something of the regions of each image
-                    ) -> Tensor:                      # of all images
+                    ) -> Tensor:                      # of these images
     "What is said about the regions of a domain."
     settings = stage.settings
     samples = Samples(images, (settings.region_height, settings.region_width), cache_mb=0)
-    regions = stage.gather(f'{domain} regions', samples, range(len(images)), work, Regions(), batch_size=8)
+    regions = stage.gather(f'{domain} regions', samples, positions, work, Regions(), batch_size=8)
     return torch.stack(regions.found)
 
 # %% ../nbs/05_reweighting.ipynb #901f6d76
@@ -237,9 +240,10 @@ def measure_weights(stage: Stage, model: nn.Module, source: Samples) -> tuple[So
         features = features_of(batch)
         return nearest_distance(features.flatten(0, 2), centroids.to(features.device)).view(features.shape[:3])
 
-    of_target = _gather_regions(stage, target_images, 'target', features_of).flatten(0, 2)
+    picks = spaced_indices(len(target_images), _MOST_TARGET_IMAGES)
+    of_target = _gather_regions(stage, target_images, 'target', picks, features_of).flatten(0, 2)
     centroids = fit_centroids(of_target, min(settings.n_centroids, len(of_target)), stage.config.seed)
-    distances = _gather_regions(stage, source_images, 'source', distances_of)
+    distances = _gather_regions(stage, source_images, 'source', range(len(source_images)), distances_of)
     mean_distance, entropy = float(distances.mean()), _measure_entropy(stage, model, source)
     weights = combine_terms(distances, mean_distance, entropy, settings.distance, settings.entropy)
     return weights, dict(centroids=centroids, mean_distance=mean_distance, class_entropy=entropy)

@@ -22,6 +22,7 @@ import numpy as np
 from ..core import InputError, progress, spaced_indices, start_worker
 from .images import ImageSet, LabeledImageSet, opened
 from .labels import IGNORE, LabelSpace
+from .remote import FileRange
 from ..plots import escape_mathtext
 
 # %% ../../nbs/data/08_audit.ipynb #b758b06f
@@ -59,7 +60,7 @@ def are_smoothed(thin: int, values: int) -> bool:   # values that fill no area, 
 # %% ../../nbs/data/08_audit.ipynb #1999d969
 def used_palette(path, values: list[int]) -> dict[int, tuple]:   # id -> (red, green, blue)
     "The colours that a palette file gives to some of its ids; empty for other files."
-    if not isinstance(path, Path):
+    if not isinstance(path, (Path, FileRange)):
         return {}
     with opened(path, 'a label map') as image:
         palette = image.getpalette('RGB') if image.mode == 'P' else []

@@ -20,6 +20,7 @@ from .images import LabeledImageSet, image_files, opened, orientation, stored_bi
 from .labels import LabelSpace
 from .pairing import companions, guess_endings, masks_by_class
 from .readers import open_domain, own_files
+from .remote import is_url
 from .values import describe_values
 
 # %% ../../nbs/data/05_custom.ipynb #90f5cff2
@@ -36,7 +37,7 @@ def read_description(path: str | Path) -> dict:   # a domain's table, as a prese
         if not isinstance(root, str):
             raise InputError(f"{path}: root = {root!r}", "a text", 'for instance root = "."')
         check_text(root, str(path))
-        spec['root'] = str((path.parent/Path(root).expanduser()).resolve())
+        spec['root'] = root if is_url(root) else str((path.parent/Path(root).expanduser()).resolve())
     return spec
 
 # %% ../../nbs/data/05_custom.ipynb #0ac2c259

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['TRANSPARENT', 'MAX_PIXELS', 'apply_gain', 'file_fingerprint', 'ImageSet', 'orientation', 'join_color', 'split_color',
            'LabeledImageSet', 'images_only', 'opened', 'bits_in_use', 'open_rgb', 'stored_bits', 'open_ids',
-           'open_colors', 'image_files', 'match_pairs']
+           'open_colors', 'file_key', 'image_files', 'far_images', 'match_pairs']
 
 # %% ../../nbs/data/01_images.ipynb #99fc990e
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Callable, Iterable, Iterator
 import contextlib
 import hashlib
+import io
+import itertools
 import json
 import os
 import re
@@ -25,6 +27,8 @@ import numpy as np
 from ..core import InputError, check_plain_file
 from .labels import LabelSpace, values_to_train_ids
 from .pairing import match_keys
+from .remote import (
+    FileRange, is_folder, list_files, open_root, read_range, shard_names, stamps_now, tar_files)
 
 # %% ../../nbs/data/01_images.ipynb #ea529d16
 def apply_gain(image: Image.Image,     # RGB
@@ -39,8 +43,10 @@ def apply_gain(image: Image.Image,     # RGB
 # %% ../../nbs/data/01_images.ipynb #ce576c8b
 _OFTEN_UNCOMPRESSED = ('.bmp', '.tif', '.tiff')
 
-def file_fingerprint(path: Path) -> str:   # 'unreadable' where the system refuses
+def file_fingerprint(path: Path | FileRange) -> str:   # 'unreadable' where the system refuses
     "Size and checksum of both ends, which miss a change in the middle; of a type without compression of the whole."
+    if isinstance(path, FileRange):
+        return path.fingerprint
     try:
         with open(path, 'rb') as f:
             if path.suffix.lower() in _OFTEN_UNCOMPRESSED:
@@ -62,10 +68,15 @@ def _file_stamp(path: Path) -> tuple[int, int]:   # size, nanoseconds; (-1, -1):
     return found.st_size, found.st_mtime_ns
 
 # %% ../../nbs/data/01_images.ipynb #cac12254
-def _hash_entries(entries: list) -> str:   # 16 hexadecimal digits
-    "Hash of texts, numbers and the content of files."
-    content = [file_fingerprint(e) if isinstance(e, Path) else str(e) for e in entries]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+def _hash_entries(entries: Iterable) -> str:   # 16 hexadecimal digits
+    "Hash of texts, numbers and the content of files, as of their JSON list."
+    total, before = hashlib.sha256(), '['
+    for entry in entries:
+        content = file_fingerprint(entry) if isinstance(entry, (Path, FileRange)) else str(entry)
+        total.update((before + json.dumps(content)).encode())
+        before = ', '
+    total.update(b'[]' if before == '[' else b']')
+    return total.hexdigest()[:16]
 
 # %% ../../nbs/data/01_images.ipynb #ce4d0a1a
 @dataclass(frozen=True)
@@ -84,6 +95,11 @@ class ImageSet:
     def image(self, i: int) -> Image.Image:
         return apply_gain(self.open_image(self.items[i]), self.exposure_gain)
 
+    def entries(self) -> Iterator:
+        "All items, then all keys, then what label maps have."
+        for name in self._per_image:
+            yield from getattr(self, name)
+
     def select(self, index: list[int]) -> 'ImageSet':   # the same type
         "Some of the images, by position."
         chosen = {}
@@ -94,14 +110,15 @@ class ImageSet:
 
     def fingerprint(self) -> str:
         "Changes when files are added, removed or rewritten, not when they are copied or moved."
-        return _hash_entries([entry for name in self._per_image for entry in getattr(self, name)])
+        return _hash_entries(self.entries())
 
 # %% ../../nbs/data/01_images.ipynb #528685af
 @patch
-def file_stamps(self: ImageSet) -> list[tuple[int, int]]:   # of images, then of label maps
-    "Size and time of the last writing of every file; any change of bytes moves the time."
-    entries = [entry for name in self._per_image for entry in getattr(self, name)]
-    return [_file_stamp(entry) for entry in entries if isinstance(entry, Path)]
+def file_stamps(self: ImageSet) -> str:   # 16 hexadecimal digits
+    "Hash of size and time of the last writing of every file; any change of bytes moves the time."
+    stamps = (_file_stamp(entry) for entry in self.entries() if isinstance(entry, Path))
+    far = stamps_now([entry for entry in self.entries() if isinstance(entry, FileRange)])
+    return _hash_entries(itertools.chain(stamps, far))
 
 # %% ../../nbs/data/01_images.ipynb #88437f64
 def _check_values(images: 'LabeledImageSet', i: int,
@@ -138,7 +155,7 @@ def _fit_label(images: 'LabeledImageSet', i: int,
 def orientation(path) -> int:   # EXIF's 1 ... 8; 1: as stored
     "How an image file says that it is turned."
     try:
-        with Image.open(path) as image:
+        with Image.open(_readable(path)) as image:
             asks = image.format in ('JPEG', 'MPO', 'TIFF', 'WEBP') or 'exif' in image.info
             return image.getexif().get(0x0112, 1) if asks else 1
     except Exception:   # whoever opens the image will say what is wrong with it
@@ -238,15 +255,20 @@ def _check_pixels(path: Path, image: Image.Image, what: str, max_pixels: int):
                          "remove it, or set max_pixels for this data set if it is meant to be so")
 
 # %% ../../nbs/data/01_images.ipynb #01245659
+def _readable(path: Path | FileRange, max_pixels: float = MAX_PIXELS):
+    "What Pillow opens: a path, or the bytes of a file elsewhere, of which no image needs more than 8 a pixel."
+    return io.BytesIO(read_range(path, 8 * max_pixels + 2**20)) if isinstance(path, FileRange) else path
+
 @contextlib.contextmanager
-def opened(path: Path,
+def opened(path: Path | FileRange,
            what: str,   # how messages call the file: 'an image', 'a label map'
            max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     "An image file for decoding inside the block; whatever is wrong with it raises `InputError`."
-    check_plain_file(path, what)
+    if not isinstance(path, FileRange):
+        check_plain_file(path, what)
     pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(path) as image:
+        with Image.open(_readable(path, max_pixels)) as image:
             _check_pixels(path, image, what, max_pixels)
             yield image
     except InputError:
@@ -392,10 +414,10 @@ def _refuse_folder(error: OSError):
                          "check its permissions")
 
 # %% ../../nbs/data/01_images.ipynb #ac361efd
-def _key(path: Path, folder: Path, end: str) -> str:
-    "Path inside the folder without `end`, or without the suffix where `end` is empty."
-    inside = path.relative_to(folder)
-    return inside.as_posix()[:-len(end)] if end else inside.with_suffix('').as_posix()
+def file_key(name: str,   # path inside the folder, with slashes
+             end: str) -> str:
+    "A name without `end`, or without the suffix where `end` is empty."
+    return name[:-len(end)] if end else PurePosixPath(name).with_suffix('').as_posix()
 
 # %% ../../nbs/data/01_images.ipynb #bd4814b8
 def _visible(names: list[str]) -> list[str]:
@@ -403,12 +425,14 @@ def _visible(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith('.') and name != '__MACOSX']
 
 # %% ../../nbs/data/01_images.ipynb #e1b56ef7
-def image_files(folder: Path,
+def image_files(folder: Path,                 # here or elsewhere, see `open_root`
                 end: str = '',                # how names end, in letters of any case; '': any image type
                 more: tuple[str, ...] = (),   # further types, in small letters, where `end` is empty
-                ) -> list[tuple[str, Path]]:  # key and path
+                ) -> list[tuple[str, Path | FileRange]]:  # key and path
     "Image files below a folder, in name order."
     endings = end.lower() or _IMAGE_TYPES + more
+    if not isinstance(folder, Path):
+        return _far_image_files(folder, end, endings)
     paths = []
     entered = set()   # folders, by where they really are
     for at, folders, names in os.walk(folder, followlinks=True, onerror=_refuse_folder):
@@ -419,7 +443,38 @@ def image_files(folder: Path,
         entered.add(real)
         folders[:] = _visible(folders)
         paths += [Path(at, name) for name in _visible(names) if name.lower().endswith(endings)]
-    return [(_key(path, folder, end), path) for path in sorted(paths) if os.path.isfile(path)]
+    files = [path for path in sorted(paths) if os.path.isfile(path)]
+    return [(file_key(path.relative_to(folder).as_posix(), end), path) for path in files]
+
+# %% ../../nbs/data/01_images.ipynb #9d9fd041
+def _far_image_files(folder: Path, end: str, endings: str | tuple[str, ...]) -> list[tuple[str, FileRange]]:
+    "The same of a folder elsewhere."
+    files = [(name.split('/'), file) for name, file in list_files(folder) if name.lower().endswith(endings)]
+    files.sort(key=lambda entry: entry[0])   # as paths are sorted, folder by folder
+    return [(file_key('/'.join(parts), end), file) for parts, file in files if _visible(parts) == parts]
+
+# %% ../../nbs/data/01_images.ipynb #58c5edbc
+def _photos_in_tar(place: str) -> list[tuple[str, FileRange]]:   # key and file
+    "The images in a tar; of several with one name those that are no PNG, which are label maps."
+    photos = {}
+    for name, file in tar_files(place):
+        key = file_key(name, '')
+        if name.lower().endswith(_IMAGE_TYPES) and (key not in photos or photos[key].suffix == '.png'):
+            photos[key] = file
+    return list(photos.items())
+
+def far_images(word: str,   # a URL, or a path of tars here, such as photos-{000..009}.tar
+               ) -> list[tuple[str, FileRange]]:   # key and file
+    "The images at a place elsewhere or in tars."
+    files = []
+    for place in shard_names(word):
+        if place.endswith('.tar'):
+            files += _photos_in_tar(place)
+        elif is_folder(folder := open_root(place)):
+            files += image_files(folder)
+        else:
+            files += [(PurePosixPath(place).stem, file) for _, file in list_files(folder)]
+    return files
 
 # %% ../../nbs/data/01_images.ipynb #78dce7f4
 def _safe_key(key: str) -> str:

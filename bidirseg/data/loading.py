@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+from typing import Callable, Iterable, Iterator, Sequence
 import threading
 import time
 
@@ -141,15 +141,15 @@ class Batches:
     def __len__(self):
         return self.stop - self.start
 
-    def order(self, epoch: int) -> list[int]:
+    def order(self, epoch: int) -> np.ndarray:   # (n,)
         "All positions, shuffled."
-        return torch.randperm(self.n, generator=stream(self.seed, 'order', epoch)).tolist()
+        return torch.randperm(self.n, generator=stream(self.seed, 'order', epoch)).numpy()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = lru_cache(1)(self.order)     # that of the current epoch is kept
         for step in range(self.start, self.stop):
             draws = range(step * self.batch_size + self.part, (step + 1) * self.batch_size, self.parts)
-            yield [(order(draw // self.n)[draw % self.n], draw) for draw in draws]
+            yield [(int(order(draw // self.n)[draw % self.n]), draw) for draw in draws]
 
 # %% ../../nbs/data/07_loading.ipynb #38fe93ce
 def default_workers(device: torch.device) -> int:
@@ -188,15 +188,15 @@ def reading_workers(samples,                # has read(position)
 # %% ../../nbs/data/07_loading.ipynb #c5bbe80c
 class _Reading(Dataset):
     "What samples hold at some positions, batch by batch."
-    def __init__(self, samples, batches: list[list[int]]):
-        self.samples, self.batches = samples, batches
+    def __init__(self, samples, positions: Sequence[int], batch_size: int):
+        self.samples, self.positions, self.batch_size = samples, positions, batch_size
 
     def __len__(self):
-        return len(self.batches)
+        return -(-len(self.positions) // self.batch_size)
 
     def __getitem__(self, k: int) -> dict[str, Tensor] | InputError:   # name -> (b, ...)
         try:
-            read = [self.samples.read(i) for i in self.batches[k]]
+            read = [self.samples.read(i) for i in self.positions[k * self.batch_size:(k + 1) * self.batch_size]]
         except InputError as error:
             return error
         stacked = {}
@@ -207,18 +207,17 @@ class _Reading(Dataset):
 
 # %% ../../nbs/data/07_loading.ipynb #debd5ed3
 def read_batches(samples,                          # has read(position) -> dict of arrays
-                 positions: list[int],
+                 positions: Sequence[int],
                  batch_size: int = 1,
                  device: torch.device = torch.device('cpu'),   # of the network that gets them
                  workers: int | None = None,       # processes that read; None: see `reading_workers`
                  ) -> Iterator[dict[str, Tensor]]:   # name -> (b, ...)
     "What samples hold at positions, in their order, without transforms."
-    batches = [positions[start:start + batch_size] for start in range(0, len(positions), batch_size)]
     if workers is None:
         workers = reading_workers(samples, positions, device)
     if workers and isinstance(samples, Samples):
         samples = replace(samples, cache_mb=0)   # each worker would fill one of its own
-    loader = DataLoader(_Reading(samples, batches), batch_size=None, num_workers=workers,
+    loader = DataLoader(_Reading(samples, positions, batch_size), batch_size=None, num_workers=workers,
                         generator=stream(0, 'reading'), pin_memory=is_accelerator(device),
                         worker_init_fn=start_worker)
     for batch in loader:
@@ -260,9 +259,9 @@ def mean_brightness(samples: Samples,
     return float(np.mean([batch['image'].numpy().mean() for batch in read_batches(samples, picks)]))
 
 # %% ../../nbs/data/07_loading.ipynb #d081b616
-def _open_map(files: list[Path], i: int) -> np.ndarray:
+def _open_map(folder: Path, keys: tuple[str, ...], i: int) -> np.ndarray:
     "The map of the image at position `i`."
-    return open_ids(files[i])
+    return open_ids(folder/f'{keys[i]}.png')
 
 # %% ../../nbs/data/07_loading.ipynb #250aeca5
 def read_maps(folder: Path,
@@ -270,12 +269,12 @@ def read_maps(folder: Path,
               what: str,           # the maps' name in an error
               ) -> Callable:       # position -> (h, w) uint8
     "Open the map of an image in a stage's folder; raises `InputError` unless all are there."
-    files = [Path(folder)/f'{key}.png' for key in images.keys]
-    missing = [file.name for file in files if not file.is_file()]
+    folder = Path(folder)
+    missing = [f'{key}.png' for key in images.keys if not (folder/f'{key}.png').is_file()]
     if missing:
         raise InputError(f"{len(missing)} {what} missing in {folder}, such as {missing[0]}",
                          f"one for each of {len(images)} images", "run the stage that writes them again")
-    return partial(_open_map, files)
+    return partial(_open_map, folder, images.keys)
 
 # %% ../../nbs/data/07_loading.ipynb #ed6072b6
 def save_map(path: Path, pixels: np.ndarray):   # (h, w) or (h, w, 3)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['READERS', 'scenes', 'find_root', 'Layout', 'layout_images', 'layout_labels', 'read_layout', 'split_parts',
            'cityscapes', 'cityscapes_pix2pix', 'acdc', 'dark_zurich', 'bdd100k', 'idd', 'mapillary', 'camvid',
-           'idd_lite', 'gta5', 'streets', 'synthia', 'class_values', 'own_files', 'folder', 'parse_slice',
+           'idd_lite', 'gta5', 'streets', 'synthia', 'class_values', 'own_files', 'folder', 'shards', 'parse_slice',
            'open_domain']
 
 # %% ../../nbs/data/03_readers.ipynb #6462c710
@@ -24,11 +24,12 @@ from ..core import InputError, cache_dir, check_name, check_text
 from .archives import ARCHIVES
 from .catalogue import CITYSCAPES_IDS, IDD_IDS, KNOWN_LABELS, MAPILLARY_IDS, SYNTHIA_IDS
 from bidirseg.data.images import (
-    ImageSet, LabeledImageSet, MAX_PIXELS, TRANSPARENT, image_files, join_color, match_pairs, open_colors, open_ids,
-    open_rgb)
+    ImageSet, LabeledImageSet, MAX_PIXELS, TRANSPARENT, file_key, image_files, join_color, match_pairs, open_colors,
+    open_ids, open_rgb)
 from .labels import (
     CAMVID11, CITYSCAPES19, IDD_LITE7, IGNORE, LabelSpace, id_lut, label_mapping, unblur_colors)
 from .pairing import companions
+from .remote import FileRange, is_folder, is_url, open_root, shard_names, tar_files
 from .scenes import draw_scene
 from .streets import draw_streets
 
@@ -70,7 +71,7 @@ def _likely_places(root: Path, folders: tuple[str, ...]) -> list[Path]:
         tails += ['/'.join(steps[i:]) for i in range(len(steps))]   # 'a/b' also as 'b'
     tails += [tail.lower() for tail in tails if tail.lower() not in tails]   # as people call them
     doubled = [f'{folder}/{folder}' for folder in folders]
-    return [root/place for place in (*tails, *doubled, '.')]
+    return [*(root/place for place in (*tails, *doubled)), root]
 
 # %% ../../nbs/data/03_readers.ipynb #4b6a58ce
 def _no_root(root: Path, places: list[Path], wanted: str, inside: str) -> InputError:
@@ -95,10 +96,10 @@ def find_root(root: str | Path | None,  # the data set's own folder, or one that
     if root is None:
         raise InputError(f"no place given for {folders[0]}", "the folder of the data sets",
                          "add --set data_root=DIR, or --root DIR to evaluate")
-    root = Path(root).expanduser()
+    root = open_root(root)
     places = _likely_places(root, folders)
     for place in places:
-        if (place/inside).is_dir():
+        if is_folder(place/inside):
             return place
     raise _no_root(root, places, f'{folders[0]}/{inside}', inside)
 
@@ -366,6 +367,8 @@ def gta5(root, labelled: bool = True,
 # %% ../../nbs/data/03_readers.ipynb #6c535642
 def _draw_missing(root, count: int) -> Path:   # the folder
     "The first `count` streets below a root, or in the user's cache where there is none; missing ones are drawn."
+    if is_url(root):
+        raise InputError(f"count with root {root}", "a folder here, into which streets can be drawn", "leave count out")
     folder = Path(root or cache_dir()).expanduser()/'streets'
     drawn = len(list((folder/'labels').glob('*.png')))
     if drawn < count:
@@ -541,7 +544,7 @@ def folder(root, labelled: bool = True,
     open_image = partial(open_rgb, bits=bits) if bits else open_rgb
     if not labelled:
         return match_pairs(name, files, None, open_image=open_image, notes=notes)
-    if not (root/labels).is_dir():
+    if not is_folder(root/labels):
         raise InputError(f"no folder {root/labels}", "label maps for a labelled domain",
                          "add it, or name it with labels=")
     label_files, label_notes = own_files(root/labels, label_end, 'label maps')
@@ -559,10 +562,42 @@ def _check_folder_options(name: str, bits: int | None, exif: str | None):
     if exif is not None:
         check_name(exif, ('upright', 'stored'), 'value of exif')
 
+# %% ../../nbs/data/03_readers.ipynb #f047c068
+def _shard_members(root, pattern: str) -> list[tuple[str, FileRange]]:   # name in its tar, and file
+    "The members of all tars of a pattern below a root; raises `InputError` where there is none."
+    if root is None:
+        raise InputError("no place given for shards", "the folder of the tars", "add --set data_root=DIR")
+    root = open_root(root)
+    places = sorted(map(str, root.glob(pattern))) if '*' in pattern else [str(root/n) for n in shard_names(pattern)]
+    if not places:
+        raise InputError(f"no {pattern} in {root}", "tars with images", "check root and files")
+    members = [member for place in places for member in tar_files(place)]
+    return sorted(members, key=lambda member: member[0].split('/'))   # as a folder's files are
+
+def _with_ending(members: list, end: str) -> list[tuple[str, FileRange]]:   # key and file
+    "Members whose names end so."
+    return [(file_key(name, end), file) for name, file in members if name.lower().endswith(end.lower())]
+
+def shards(root, labelled: bool = True,
+           files: str = '*.tar',                               # below the root; photos-{000..009}.tar are ten
+           image_end: str = '.jpg', label_end: str = '.png',   # how names of members end, beyond what both share
+           label_space: str | None = None, classes: dict | None = None, encoding: str = 'ids',   # as of a folder
+           ignore: list | None = None, bits: int | None = None, exif: str | None = None,
+           name: str = 'shards') -> ImageSet:
+    "Images in tars, with or without label maps beside them."
+    _check_folder_options(name, bits, exif)
+    members = _shard_members(root, files)
+    images, labels = _with_ending(members, image_end), dict(_with_ending(members, label_end))
+    open_image = partial(open_rgb, bits=bits) if bits else open_rgb
+    if not labelled:
+        return match_pairs(name, images, None, open_image=open_image)
+    fields = _label_fields(name, label_space, classes, encoding, ignore)
+    return match_pairs(name, images, labels, open_image=open_image, exif=exif, **fields)
+
 # %% ../../nbs/data/03_readers.ipynb #0ba6236a
 READERS = {reader.__name__: reader for reader in (
     scenes, streets, camvid, idd_lite, cityscapes, cityscapes_pix2pix, gta5, synthia, acdc, dark_zurich, bdd100k,
-    idd, mapillary, folder)}
+    idd, mapillary, folder, shards)}
 
 _SHARED_OPTIONS = dict(
     root=None,               # where the data set is, if not in the data root of all

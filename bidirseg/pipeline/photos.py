@@ -22,7 +22,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from ..core import InputError, atomic_path, load_json, save_json
 from ..data import LabelSpace, image_files
-from ..data.images import opened
+from ..data.images import far_images, opened
+from ..data.remote import FileRange, is_url
 from ..plots import color_legend, save_figure
 
 # %% ../../nbs/pipeline/06_photos.ipynb #dba8f519
@@ -35,8 +36,10 @@ def save_png(path: Path, pixels: np.ndarray):   # (h, w) uint8 or uint16, or (h,
     with atomic_path(path) as tmp:
         Image.fromarray(pixels).save(tmp, pnginfo=note, compress_level=1)   # the fastest
 
-def is_ours(path: Path) -> bool:
-    "Whether a file is a result of `predict`."
+def is_ours(path: Path | FileRange) -> bool:
+    "Whether a file is a result of `predict`; these lie here."
+    if isinstance(path, FileRange):
+        return False
     try:
         if path.suffix == '.json':
             return json.loads(path.read_text())['software'] == _SOFTWARE
@@ -51,7 +54,7 @@ VIDEO_TYPES = ('.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.mpg', '.mpeg',
 @dataclass(frozen=True)
 class Photo:
     "A picture or a video that is to be labelled."
-    path: Path
+    path: Path  # or a `FileRange` elsewhere
     name: str   # of its results, below the output folder and without an ending
 
     @property
@@ -69,6 +72,8 @@ def _in_folder(path: str, base: str) -> list[Photo]:
 # %% ../../nbs/pipeline/06_photos.ipynb #2ea538f8
 def _matches(word: str) -> list[Photo]:
     "What a word on the command line means; nothing where no such file exists."
+    if is_url(word) or word.endswith('.tar'):
+        return [Photo(file, key) for key, file in far_images(word)]
     if os.path.isdir(word):
         return _in_folder(word, word)
     if os.path.exists(word):
@@ -91,7 +96,8 @@ def find_photos(words: list[str],   # paths, folders and globs
         if not photos:
             nothing.append(word)
         for photo in photos:
-            found.setdefault(os.path.abspath(photo.path), photo)
+            where = photo.path if isinstance(photo.path, FileRange) else os.path.abspath(photo.path)
+            found.setdefault(where, photo)
     if nothing:
         raise InputError(f"no image {some(nothing)}",
                          "images, folders with images, or globs in quotes", "check the path")
@@ -157,7 +163,8 @@ def check_free(targets: list[Path],   # what will be written
     "Raise `InputError` where something of the user's would be overwritten."
     kept = set()
     for path in inputs:
-        kept |= _identity(path)
+        if not isinstance(path, FileRange):
+            kept |= _identity(path)
     on_input = [path for path in targets if kept & _identity(path)]
     if on_input:
         raise InputError(f"results would overwrite images that they are of: {some(on_input)}",

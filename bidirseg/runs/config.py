@@ -21,6 +21,7 @@ import bidirseg
 from ..core import (
     WEIGHT_FILES, InputError, check_name, check_text, load_json, read_toml, remove_half_written, save_json)
 from ..data import LABEL_SPACES, LabelSpace
+from ..data.remote import is_url
 
 # %% ../../nbs/runs/00_config.ipynb #0bc81477
 def _toml_values(text: str) -> list:
@@ -359,8 +360,8 @@ def presets_table(cls: type,          # the stage's settings dataclass
 
 # %% ../../nbs/runs/00_config.ipynb #d593190f
 def _full(path: str) -> str:
-    "A path from the root of the file system."
-    return str(Path(path).expanduser().resolve())
+    "A path from the root of the file system; a URL as it is."
+    return path if is_url(path) else str(Path(path).expanduser().resolve())
 
 def _full_weights(values: dict) -> dict:
     "Settings with the paths of weight files in full."

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..core import InputError, check_name
 from ..data import ImageSet, open_domain
+from ..data.remote import FileRange
 from .config import RunConfig, label_space, start_run
 
 # %% ../../nbs/runs/01_domains.ipynb #2c54cb23
@@ -36,9 +37,14 @@ def open_images(config: RunConfig, domain: str,   # one of DOMAINS
 
 # %% ../../nbs/runs/01_domains.ipynb #849403d6
 def _names_of_images(images: ImageSet) -> dict:   # what an image is, whatever it is called -> its key
-    "Files by their real path, drawn scenes by their key."
-    return {os.path.realpath(item) if isinstance(item, Path) else key: key
-            for item, key in zip(images.items, images.keys)}
+    "Files by their real path or address, drawn scenes by their key."
+    names = {}
+    for item, key in zip(images.items, images.keys):
+        if isinstance(item, Path):
+            names[os.path.realpath(item)] = key
+        else:
+            names[str(item) if isinstance(item, FileRange) else key] = key
+    return names
 
 def check_disjoint(domains: dict[str, ImageSet]):   # name -> images
     "Raise `InputError` for an image that is in two domains."

@@ -329,20 +329,37 @@ def checkpoint(self: Stage) -> dict | None:
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #5b4483b5
-def _read_results(path: Path, batch_size: int = 1) -> list:
-    "The results of whole batches in a file of JSON lines, which loses what else a kill or a disk left."
-    text, lines, results = path.read_bytes() if path.exists() else b'', [], []
-    with contextlib.suppress(ValueError):
-        for line in text.splitlines(keepends=True):
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    "The lines of a file of JSON lines before the first that a kill or a disk has spoilt."
+    with open(path, 'rb') as file, contextlib.suppress(ValueError):
+        for line in file:
+            json.loads(line)
             if line.endswith(b'\n'):
-                results.append(json.loads(line))
-                lines.append(line)
-    count = len(results) // batch_size * batch_size
-    whole = b''.join(lines[:count])
-    if whole != text:
-        with atomic_path(path) as tmp:
-            tmp.write_bytes(whole)
-    return results[:count]
+                yield line
+
+def _count_results(path: Path, batch_size: int = 1) -> int:
+    "How many results of whole batches a file of JSON lines has; it loses what else a kill or a disk left."
+    path.touch()
+    count = end = length = 0
+    for number, line in enumerate(_whole_lines(path), 1):
+        length += len(line)
+        if number % batch_size == 0:
+            count, end = number, length
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return count
+
+# %% ../../nbs/runs/02_stage.ipynb #8fcd295f
+class _Results:
+    "The results of a pass over images as its file holds them, in order."
+    def __init__(self, path: Path, count: int):
+        self.path, self.count = path, count
+
+    def __len__(self): return self.count
+
+    def __iter__(self) -> Iterator:
+        with open(self.path, 'rb') as file:
+            yield from map(json.loads, file)
 
 # %% ../../nbs/runs/02_stage.ipynb #4e5d9eed
 @patch
@@ -356,12 +373,13 @@ def answers(self: Stage, samples: Samples, positions: list[int],
             batch_size: int,
             ) -> Iterator[tuple]:   # position, process that has the answer, answer: None if it is another's
     "What a network says about images that are read ahead of it, in order; process 0 is told of those of others."
-    batches = [positions[k:k + batch_size] for k in range(0, len(positions), batch_size)]
-    own = [position for batch in batches[rank()::world_size()] for position in batch]
+    starts, own = range(0, len(positions), batch_size), positions
+    if world_size() > 1:
+        own = [position for k in starts[rank()::world_size()] for position in positions[k:k + batch_size]]
     found = itertools.chain.from_iterable(map(work, read_batches(samples, own, batch_size, self.device)))
-    for number, batch in enumerate(batches):
+    for number, start in enumerate(starts):
         process = number % world_size()
-        for position in batch:
+        for position in positions[start:start + batch_size]:
             if process == rank():
                 yield position, process, next(found)
             elif rank() == 0:
@@ -408,24 +426,23 @@ def each_image(self: Stage, what: str,         # names the pass
                work: Callable,                 # batch -> an answer for each of its images, on the device
                write: Callable,                # (position, answer) -> what JSON can hold; its files are written whole
                batch_size: int | None = None,  # None: see `batch_size`
-               ) -> list:                      # the result of every image, in order
+               ) -> _Results:                  # of every image, in order; there until the stage is closed
     "Do something with every image; a killed run goes on with the first image that has no result yet."
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
-    batch_size = batch_size or self.batch_size(samples)
+    total, batch_size = len(samples), batch_size or self.batch_size(samples)
     if starts_processes(self.config.processes):
-        left = len(samples) - len(_read_results(path, batch_size))
+        left = total - _count_results(path, batch_size)
         self.share_pass('each_image', left, batch_size, what, samples, work, write, batch_size)
-    results = from_first(_read_results(path, batch_size) if rank() == 0 else None)
-    found = self.answers(samples, range(len(results), len(samples)), work, batch_size)
+    done = from_first(_count_results(path, batch_size) if rank() == 0 else None)
+    found = self.answers(samples, range(done, total), work, batch_size)
     with open(path if rank() == 0 else os.devnull, 'a') as file:
         def finish(item):
-            line = _line_of(write, *item)
-            file.write(line + '\n')
+            file.write(_line_of(write, *item) + '\n')
             file.flush()
-            return json.loads(line)   # as the file gives it back
 
-        results += progress(ahead(finish, found, threads=1), what, len(samples), len(results))
-    return results
+        for _ in progress(ahead(finish, found, threads=1), what, total, done):
+            pass
+    return _Results(path, total)
 
 # %% ../../nbs/runs/02_stage.ipynb #ed1f03bb
 class Collector:
