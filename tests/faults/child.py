@@ -1,0 +1,116 @@
+"""Copies of this process, in which stages run and are broken."""
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Callable
+
+from bidirseg.cli import main
+from bidirseg.core import InputError, StageError, die_with_parent
+from bidirseg.pipeline import execute, stages
+from bidirseg.runs import stage_dir
+
+
+def run_in_process(run_dir: Path, name: str, log):
+    "Stands for a stage's notebook in a kernel: its work in this process, and errors as a run makes them of a kernel's."
+    folder = stage_dir(run_dir, name)
+    stages.begin_stage(folder)
+    try:
+        stages.stage_spec(name).run(run_dir, name)
+    except InputError:
+        raise
+    except Exception as error:
+        said = SimpleNamespace(ename=type(error).__name__, evalue=str(error), exec_count=1)
+        if os.environ.get('FAULTS_TRACE'):
+            traceback.print_exc()
+        known = execute._as_input_error(said)
+        raise known or StageError(name, str(folder/'notebook.ipynb'), said.ename, said.evalue) from None
+
+
+def command(line: list) -> int:   # exit status
+    "What `bidirseg` does with a line, its stages in this process."
+    stages._run_notebook = run_in_process
+    return main([str(word) for word in line])
+
+
+@dataclass
+class Child:
+    "A copy of this process at work, in a group of its own."
+    pid: int
+    log: Path                  # what it says
+    status: int | None = None  # as of `subprocess`: negative for a signal
+
+    def _ask(self, options: int) -> int | None:   # the signal that stopped it
+        pid, status = os.waitpid(self.pid, options | os.WNOHANG)
+        if pid and os.WIFSTOPPED(status):
+            return os.WSTOPSIG(status)
+        if pid:
+            self.status = os.waitstatus_to_exitcode(status)
+
+    def wait(self, timeout: float = 120) -> int:
+        "Its exit status; one that does not end is killed, and that is an error."
+        until = time.monotonic() + timeout
+        while self.status is None:
+            self._ask(0)
+            if time.monotonic() > until:
+                self.end()
+                raise AssertionError(f'no end in {timeout} s: {self.said()[-500:]}')
+            time.sleep(.002)
+        return self.status
+
+    def wait_for_stop(self, timeout: float = 120) -> bool:   # False: it ended before
+        "Wait until it has stopped itself."
+        until = time.monotonic() + timeout
+        while self.status is None and time.monotonic() < until:
+            if self._ask(os.WUNTRACED):
+                return True
+            time.sleep(.002)
+        return False
+
+    def send(self, number: int):
+        os.kill(self.pid, number)
+
+    def end(self):
+        "Kill it and all that it started."
+        if self.status is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def said(self) -> str:
+        return self.log.read_text(errors='replace') if self.log.exists() else ''
+
+
+def _be_child(log: Path):
+    "What a copy does first."
+    os.setpgid(0, 0)
+    die_with_parent()
+    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.stdout.reconfigure(line_buffering=True)
+
+
+def start(work: Callable[[], int], log: Path) -> Child:
+    "Do something in a copy of this process; its result is the exit status."
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        try:
+            os.setpgid(pid, pid)   # it does the same: whoever is first
+        except OSError:
+            pass
+        return Child(pid, log)
+    status = 70
+    try:
+        _be_child(log)
+        status = work()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,1 @@
+LINE_KINDS = {}
