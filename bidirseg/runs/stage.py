@@ -18,6 +18,7 @@ import platform
 import re
 import secrets
 import time
+import zlib
 from dataclasses import Field, asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from torch import nn
 # %% ../../nbs/runs/02_stage.ipynb #a7b9f55d
 from ..core import (HALF_WRITTEN, InputError, atomic_path, commit, cpu_count, fingerprint, is_accelerator,
                            load_json, load_torch, naming_file, peak_memory, pick_device, progress, save_json,
-                           save_torch, sync_files, versions, watched_writes)
+                           save_torch, sync, sync_files, versions, watched_writes)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..models import keep_maps, load_checkpoint
 from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, stage_names, stage_settings
@@ -203,6 +204,8 @@ def set_aside(folder: Path, paths: list[Path]):
     place.mkdir(parents=True)
     for path in paths:
         os.rename(path, place/path.name)
+    for moved in (place, place.parent, folder.parent):   # a power cut finds it in its new place or in its old one
+        sync(moved)
     names = ', '.join(path.name for path in paths[:4])
     print(f'{folder.name}: {len(paths)} files or folders that this stage did not write are now in {place}: {names}')
 
@@ -265,9 +268,16 @@ def _tidy(folder: Path):
     empty = [path for path in _files(folder) if path.stat().st_size == 0]
     if empty:   # a power cut: what the states say about them is not to be believed
         print(f'{empty[0]} is empty: images are looked at again')
+    _keep_written(folder)
     for path in [*folder.glob('.*.jsonl'), *folder.glob('.*.pt')]:
         if empty or path.suffix == '.pt' and path.name != _BEFORE and not _is_whole(path):
             path.unlink()
+
+def _keep_written(folder: Path):
+    "Leave in the stage's list what is there: a power cut takes files and damages names."
+    there = [name for name in sorted(_read_written(folder)) if (folder/name).is_file()]
+    with atomic_path(folder/'.written') as tmp:
+        tmp.write_text(''.join(json.dumps(name) + '\n' for name in there), encoding='utf-8')
 
 def _is_whole(path: Path) -> bool:
     "Whether a state can be read; one that cannot is named."
@@ -288,11 +298,12 @@ def record(self: Stage) -> dict:
     "What `stage.json` holds when the work has ended well."
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'
     extra = dict(self.extra)
-    seconds = time.time() - self.began + extra.pop('seconds_before', 0)   # of killed attempts
+    took = time.monotonic() - self.clock   # which goes on evenly, whatever becomes of the date
+    seconds = took + extra.pop('seconds_before', 0)   # of killed attempts
     on_gpu = is_accelerator(self.device)
     gpu_memory = torch.get_device_module(self.device).max_memory_allocated() // 2**20 if on_gpu else 0
     return dict(stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=_outputs(self.dir),
-                seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(time.time()),
+                seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(self.began + took),
                 peak_memory_mb=peak_memory(), peak_gpu_memory_mb=gpu_memory, versions=versions(),
                 commit=commit(), device=str(self.device), machine=machine, threads=torch.get_num_threads(), **extra)
 
@@ -323,14 +334,28 @@ def checkpoint(self: Stage) -> dict | None:
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #5b4483b5
-def _read_results(path: Path, batch_size: int = 1) -> list:
-    "The results of whole batches in a file of JSON lines, which loses what else a kill or a disk left."
+def _sealed(*values) -> str:
+    "Values as a line of JSON behind its checksum."
+    text = json.dumps(values)
+    return f'{zlib.crc32(text.encode()):08x} {text}\n'
+
+def _unsealed(line: bytes) -> list:
+    "The values of such a line; raises `ValueError` for one that is damaged."
+    checksum, _, text = line.partition(b' ')
+    if not line.endswith(b'\n') or int(checksum, 16) != zlib.crc32(text.rstrip(b'\n')):
+        raise ValueError(line)
+    return json.loads(text)
+
+def _read_results(path: Path, batch_size: int = 1) -> list[tuple]:   # result, and the names of its files
+    "The good results of whole batches in a file of lines beside the stage's files, which loses all behind them."
     text, lines, results = path.read_bytes() if path.exists() else b'', [], []
     with contextlib.suppress(ValueError):
         for line in text.splitlines(keepends=True):
-            if line.endswith(b'\n'):
-                results.append(json.loads(line))
-                lines.append(line)
+            position, result, files = _unsealed(line)
+            if position != len(results) or not _holds(path.parent, files):
+                break
+            results.append((result, list(files)))
+            lines.append(line)
     count = len(results) // batch_size * batch_size
     whole = b''.join(lines[:count])
     if whole != text:
@@ -352,6 +377,16 @@ def answers(self: Stage, samples: Samples, positions: list[int],
     batches = read_batches(samples, positions, batch_size, self.device)
     return itertools.chain.from_iterable(map(work, batches))
 
+# %% ../../nbs/runs/02_stage.ipynb #587af147
+@patch
+def good_results(self: Stage, path: Path, batch_size: int) -> list:
+    "The results that a killed pass left; their files are this attempt's as well."
+    kept = _read_results(path, batch_size)
+    for _, files in kept:
+        for name in files:
+            self.note_file(self.dir/name)
+    return [result for result, _ in kept]
+
 # %% ../../nbs/runs/02_stage.ipynb #2c22b406
 @patch
 def each_image(self: Stage, what: str,         # names the pass
@@ -363,15 +398,17 @@ def each_image(self: Stage, what: str,         # names the pass
     "Do something with every image; a killed run goes on with the first image that has no result yet."
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
     batch_size = batch_size or self.batch_size(samples)
-    results = _read_results(path, batch_size)
+    results = self.good_results(path, batch_size)
     positions = range(len(results), len(samples))
     answers = self.answers(samples, positions, work, batch_size)
     with open(path, 'a') as file:
         def finish(item):
-            line = json.dumps(write(*item))
-            file.write(line + '\n')
+            self.latest.clear()
+            result = write(*item)
+            line = _sealed(item[0], result, {name: fingerprint(self.dir/name) for name in self.latest})
+            file.write(line)
             file.flush()
-            return json.loads(line)   # as the file gives it back
+            return _unsealed(line.encode())[1]   # as the file gives it back
 
         results += progress(ahead(finish, zip(positions, answers), threads=1), what, len(samples), len(results))
     return results
@@ -432,7 +469,8 @@ def open_stage(run_dir: str | Path, name: str,
                ) -> Iterator[Stage]:
     "The scope in which a stage does its work."
     stage = Stage(run_dir, name, settings_class, changes)
-    stage.began, stage.stamps, stage.skip = time.time(), stage.file_stamps(), stage.is_complete()
+    stage.began, stage.clock = time.time(), time.monotonic()
+    stage.stamps, stage.skip = stage.file_stamps(), stage.is_complete()
     if stage.skip:
         print(f'{name}: nothing to do, {stage.dir} is complete')
         yield stage
@@ -509,6 +547,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
     name = path.relative_to(self.dir).as_posix()
     if _BOOKS.fullmatch(name) or name.startswith('.'):
         return False
+    self.latest.append(name)
     if name not in self.written:
         with open(self.dir/'.written', 'a', encoding='utf-8') as file:
             file.write(json.dumps(name) + '\n')
@@ -520,7 +559,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 @contextlib.contextmanager
 def noting_files(self: Stage) -> Iterator:
     "A scope in which files that this process moves into the folder are noted."
-    self.written = _read_written(self.dir)
+    self.written, self.latest = _read_written(self.dir), []
     with naming_file(self.dir), watched_writes(self.dir, self.note_file):
         yield
 

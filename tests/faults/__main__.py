@@ -90,8 +90,10 @@ def summary(rows: list[dict], seed: int, seconds: float) -> dict:
         entry['injected'] += row['result'] in ('survived', 'failed')
         entry['survived'] += row['result'] == 'survived'
         entry['seconds'] = round(entry['seconds'] + row['seconds'], 1)
-        entry['said'] += [text for text in row.get('said', []) if text not in entry['said']][:2 - len(entry['said'])]
-    lines = [dict(kind=kind, what=ALL[kind].what, stage=stage, **entry) for (kind, stage), entry in sorted(table.items())]
+        new = [text for text in row.get('said', []) if text not in entry['said']]
+        entry['said'] += new[:2 - len(entry['said'])]
+    lines = [dict(kind=kind, what=ALL[kind].what, stage=stage, **entry)
+             for (kind, stage), entry in sorted(table.items())]
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}'
     return dict(seed=seed, commit=commit(), machine=machine, seconds=round(seconds),
                 injected=sum(line['injected'] for line in lines), survived=sum(line['survived'] for line in lines),
@@ -105,7 +107,8 @@ def say(row: dict, done: int, count: int, seconds: float):
           f"{done / seconds * 60:.1f} a minute, {left / 60:.1f} minutes left", flush=True)
     if row['result'] == 'failed':
         name = f"{row['kind']}/{row['stage']}/{row['number']}"
-        print(f"    {row['said'][0]}\n    alone: cd tests && python -m faults --seed {row['seed']} --case {name}", flush=True)
+        print(f"    {row['said'][0][-1500:]}")
+        print(f"    alone: cd tests && python -m faults --seed {row['seed']} --case {name}", flush=True)
 
 
 def parse() -> argparse.Namespace:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable
 
+from bidirseg import cli
 from bidirseg.cli import main
 from bidirseg.core import InputError, StageError, die_with_parent
 from bidirseg.pipeline import execute, stages
@@ -18,23 +19,30 @@ from bidirseg.runs import stage_dir
 def run_in_process(run_dir: Path, name: str, log):
     "Stands for a stage's notebook in a kernel: its work in this process, and errors as a run makes them of a kernel's."
     folder = stage_dir(run_dir, name)
-    stages.begin_stage(folder)
     try:
         stages.stage_spec(name).run(run_dir, name)
     except InputError:
         raise
     except Exception as error:
         said = SimpleNamespace(ename=type(error).__name__, evalue=str(error), exec_count=1)
-        if os.environ.get('FAULTS_TRACE'):
-            traceback.print_exc()
         known = execute._as_input_error(said)
         raise known or StageError(name, str(folder/'notebook.ipynb'), said.ename, said.evalue) from None
 
 
+def _begin_and_run(run_dir: Path, name: str, log):
+    stages.begin_stage(stage_dir(run_dir, name))
+    run_in_process(run_dir, name, log)
+
+
 def command(line: list) -> int:   # exit status
     "What `bidirseg` does with a line, its stages in this process."
-    stages._run_notebook = run_in_process
+    stages._run_notebook = _begin_and_run
     return main([str(word) for word in line])
+
+
+def command_of(work: Callable) -> int:   # exit status
+    "What `bidirseg` says about a piece of work."
+    return cli._carry_out(SimpleNamespace(command=lambda args: work()))
 
 
 @dataclass

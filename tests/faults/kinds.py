@@ -17,13 +17,12 @@ import psutil
 import torch
 
 from bidirseg import cli
-from bidirseg.core import STOP_SIGNALS, InputError
-from bidirseg.pipeline import stages
+from bidirseg.core import STOP_SIGNALS
 from bidirseg.training import loop
 
 from . import checks, power
 from .case import Case, Missed, at_write, die, stop
-from .child import start
+from .child import command_of, run_in_process, start
 from .tap import Event, Tap
 from .world import REPORT
 
@@ -392,7 +391,7 @@ def wake_orphan(case: Case):
 
     def orphan() -> int:
         Tap(case.run_dir, at_write(case.moment(), stop, done=bool(case.number % 2))).install()
-        return orphaned_stage(case)
+        return command_of(lambda: run_in_process(case.run_dir, case.stage, None))
 
     first = start(orphan, case.place/'orphan.txt')
     struck(first.wait_for_stop())
@@ -409,16 +408,6 @@ def wake_orphan(case: Case):
     assert second.wait() == 0, second.said()
     assert status in (0, 2), f'the orphan ended with {status}: {first.said()}'
     case.heard(first.said(), status)
-
-
-def orphaned_stage(case: Case) -> int:
-    "A stage without a run around it."
-    try:
-        stages.stage_spec(case.stage).run(case.run_dir, case.stage)
-    except InputError as error:
-        print(f'bidirseg: {error}')
-        return 2
-    return 0
 
 
 class Kind(NamedTuple):

@@ -79,7 +79,7 @@ def _lost(rng: np.random.Generator, old: bytes, new: bytes) -> bytes:
 
 
 def _choose(rng: np.random.Generator, disk: Disk, at: str, arrived: dict[int, bool], may_be: bool = True):
-    "For every file and folder below a folder whether its last move reached the disk; nothing moves into what is not there."
+    "For everything below a folder whether its last move reached the disk; nothing moves into what is not there."
     safe = disk.names.get(at, {})
     for name, number in sorted(_listing(at).items()):
         here = safe.get(name) == number

@@ -1,4 +1,4 @@
-"""What all cases start from: a preset, its data on the disk, a run that nothing disturbed, and copies of its beginning."""
+"""What all cases start from: a preset, its data on the disk, an undisturbed run, and copies of its beginning."""
 import os
 import shutil
 import time
