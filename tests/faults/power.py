@@ -39,8 +39,9 @@ class Recorder:
                     self.keep(os.path.join(at, name))
 
     def is_watched(self, folder: str) -> bool:
-        "Whether the stage writes into a folder: its own and the run's."
-        return folder == self.run_dir or folder == self.folder or folder.startswith(self.folder + os.sep)
+        "Whether the stage writes into a folder: the run's, its own, and where it sets things aside."
+        own = self.folder, os.path.join(self.run_dir, 'set_aside')
+        return folder == self.run_dir or any(f'{folder}/'.startswith(f'{place}/') for place in own)
 
     def keep(self, path: str):
         "A file's content is safe."
