@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -124,6 +125,7 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     args, began, rows = parse(), time.monotonic(), []
     warnings.simplefilter('ignore')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))   # and the folder goes with it
     torch.set_num_threads(1)
     os.environ.update(OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
     with tempfile.TemporaryDirectory(prefix='faults_') as folder:

@@ -96,6 +96,7 @@ def _be_child(log: Path):
     "What a copy does first."
     os.setpgid(0, 0)
     die_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)

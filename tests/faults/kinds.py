@@ -346,7 +346,9 @@ def damage(case: Case, files: list[Path]):
 
 
 def damage_complete(case: Case):
-    shutil.copytree(case.world.reference, case.run_dir, copy_function=os.link, dirs_exist_ok=True)
+    for name in case.world.names:
+        case.world.link_stage(name, case.run_dir)
+    shutil.copy(case.world.reference/'report.html', case.run_dir)
     files = [path for path in sorted(checks.files_of(case.run_dir).values())
              if path.parent == case.run_dir or path.is_relative_to(case.folder)]
     damage(case, [path for path in files if path.name not in (*case.notes, 'run.lock')])

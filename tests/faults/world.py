@@ -69,11 +69,16 @@ class World:
             shutil.copy(self.reference/name, run_dir/name)
         count = len(self.names) if stage == REPORT else self.names.index(stage)
         for name in self.names[:count]:
-            for path in own_files(self.stage_folder(self.reference, name)):
-                target = run_dir/path.relative_to(self.reference)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (shutil.copy if path.name.startswith('.') else os.link)(path, target)
+            self.link_stage(name, run_dir)
         return run_dir
+
+    def link_stage(self, name: str, run_dir: Path):
+        "Give a run the files of a complete stage that it has not got."
+        for path in own_files(self.stage_folder(self.reference, name)):
+            target = run_dir/path.relative_to(self.reference)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                (shutil.copy if path.name.startswith('.') else os.link)(path, target)
 
 
 def _counted_line(world: World, stage: str) -> int:
