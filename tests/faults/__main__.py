@@ -27,14 +27,14 @@ from .kinds import KINDS, CannotBeDone
 from .lines import LINE_KINDS
 from .world import REPORT, World, make_world
 
-ALL = {**KINDS, **LINE_KINDS}
+ALL = {**KINDS, **LINE_KINDS}   # in this order: those of the shell take longest
 TRAINED = ('source_only', 'warmup', 'self_training', 'distillation_1', 'oracle')
 MOST = max(about.often for about in ALL.values())
 ATTEMPTS = 5   # at a case whose stage ended before its fault
 
 
 def stages_of(kind: str, names: list[str]) -> list[str]:
-    return dict(all=names, report=[*names, REPORT], training=list(TRAINED), run=['run'])[ALL[kind].stages]
+    return dict(all=names, report=[*names, REPORT], training=TRAINED, complete=[REPORT])[ALL[kind].stages]
 
 
 def plan(names: list[str], only: str | None) -> Iterator[tuple[str, str, int]]:   # kind, stage, number
@@ -117,9 +117,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--count', type=int, default=520, help='how many cases')
     parser.add_argument('--only', choices=list(ALL), metavar='KIND', help=f"one of {', '.join(ALL)}")
+    parser.add_argument('--each', action='store_true', help='each kind once, without lines of the shell')
     parser.add_argument('--case', metavar='KIND/STAGE/NUMBER', help='one case alone')
     parser.add_argument('--out', type=Path, help='a JSON file for the table')
     return parser.parse_args()
+
+
+def chosen(args: argparse.Namespace, names: list[str]) -> list[tuple[str, str, int]]:   # kind, stage, number
+    "The cases that the options name."
+    if args.case:
+        kind, stage, number = args.case.split('/')
+        return [(kind, stage, int(number))]
+    planned = plan(names, args.only)
+    if args.each:
+        return [next(planned) for _ in KINDS]
+    return [next(planned) for _ in range(args.count)]
 
 
 def main() -> int:
@@ -131,12 +143,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix='faults_') as folder:
         world = make_world(Path(folder))
         print(f'the undisturbed run: {time.monotonic() - began:.0f} s', flush=True)
-        if args.case:
-            kind, stage, number = args.case.split('/')
-            cases = [(kind, stage, int(number))]
-        else:
-            planned = plan(world.names, args.only)
-            cases = [next(planned) for _ in range(args.count)]
+        cases = chosen(args, world.names)
         since = time.monotonic()
         for kind, stage, number in cases:
             rows.append(one(world, kind, stage, number, args.seed))

@@ -59,7 +59,8 @@ class Case:
 
     def start(self, act: Callable[[Event], None] | None = None,   # called at each write
               prepare: Callable = lambda: None,                   # called first, in the copy
-              line: list | None = None) -> Child:
+              line: list | None = None,
+              folder: Path | None = None) -> Child:               # whose writes are counted; None: the run's
         "Start the case's line, or another, in a copy of this process."
         line = self.line() if line is None else line
         log = self.place/f'said_{time.monotonic_ns()}.txt'
@@ -67,7 +68,7 @@ class Case:
         def work() -> int:
             prepare()
             if act:
-                Tap(self.run_dir, act).install()
+                Tap(folder or self.run_dir, act).install()
             return command(line)
 
         return start(work, log)

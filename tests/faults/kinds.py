@@ -412,11 +412,26 @@ def wake_orphan(case: Case):
     case.heard(first.said(), status)
 
 
+def kill_predict(case: Case):
+    "`predict` is killed at a write and started again."
+    images, outs = case.world.folder/'data'/'evaluation'/'images', [case.place/'whole', case.place/'killed']
+    lines = [['predict', case.run_dir, images, '--out', out] for out in outs]
+    assert case.end(case.start(line=lines[0])) == 0
+    do = partial(cut_and_die, case) if case.number % 2 else die
+    at = int(case.rng.integers(30)) >> case.attempt
+    struck(case.end(case.start(at_write(at, do), line=lines[1], folder=outs[1])) == -signal.SIGKILL)
+    checks.every_artefact_is_readable(outs[1], {})
+    assert case.end(case.start(line=lines[1])) == 0
+    checks.nothing_half_written(outs[1])
+    checks.same_bytes(outs[1], outs[0], {})
+    case.finished()
+
+
 class Kind(NamedTuple):
     "A kind of fault."
     does: Callable[[Case], None]
     what: str               # is broken, in words
-    stages: str = 'all'     # all, report (all and the report), training
+    stages: str = 'all'     # all, report (all and the report), training, complete (a complete run)
     then: str = 'again'     # again: the same line ends well; rebuilt: so does it, and nothing holds before; done
     often: int = 1          # cases for each round
 
@@ -445,5 +460,6 @@ KINDS = {
     'damage-half': Kind(damage_half_done, 'the same in what a killed stage left', then='done', often=4),
     'two-lines': Kind(second_line, 'the same line twice at once', 'report', 'done'),
     'readers': Kind(read_during_run, 'evaluate, predict, report or stages during a run', then='done'),
+    'kill-predict': Kind(kill_predict, 'SIGKILL at a write of predict', 'complete', 'done'),
     'orphan': Kind(wake_orphan, 'a stage without a run wakes while or after another run works', then='done', often=2),
 }
