@@ -72,14 +72,15 @@ def one(world: World, kind: str, stage: str, number: int, seed: int) -> dict:
         for attempt in range(ATTEMPTS):
             try:
                 case = carry_out(world, kind, stage, number, seed, attempt)
-                row |= dict(result='survived', about=case.about, said=case.said)
+                said = [text.replace(str(world.folder), 'DIR') for text in case.said]
+                row |= dict(result='survived', about=case.about, said=said)
                 break
             except Missed:
                 row |= dict(result='missed')
     except CannotBeDone as why:
-        row |= dict(result='skipped', said=[str(why)])
+        row |= dict(result='skipped', why=str(why))
     except Exception as error:
-        row |= dict(result='failed', said=[f'{type(error).__name__}: {error}'])
+        row |= dict(result='failed', why=f'{type(error).__name__}: {error}'.replace(str(world.folder), 'DIR'))
     return row | dict(seconds=round(time.monotonic() - began, 2))
 
 
@@ -98,7 +99,9 @@ def summary(rows: list[dict], seed: int, seconds: float) -> dict:
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}'
     return dict(seed=seed, commit=commit(), machine=machine, seconds=round(seconds),
                 injected=sum(line['injected'] for line in lines), survived=sum(line['survived'] for line in lines),
-                skipped=sorted({row['said'][0] for row in rows if row['result'] == 'skipped'}), table=lines)
+                skipped=sorted({row['why'] for row in rows if row['result'] == 'skipped'}),
+                failed=[{name: row[name] for name in ('kind', 'stage', 'number', 'why')}
+                        for row in rows if row['result'] == 'failed'], table=lines)
 
 
 def say(row: dict, done: int, count: int, seconds: float):
@@ -108,7 +111,7 @@ def say(row: dict, done: int, count: int, seconds: float):
           f"{done / seconds * 60:.1f} a minute, {left / 60:.1f} minutes left", flush=True)
     if row['result'] == 'failed':
         name = f"{row['kind']}/{row['stage']}/{row['number']}"
-        print(f"    {row['said'][0][-1500:]}")
+        print(f"    {row['why'][-1500:]}")
         print(f"    alone: cd tests && python -m faults --seed {row['seed']} --case {name}", flush=True)
 
 

@@ -81,6 +81,11 @@ def spoken(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith('bidirseg: ')]
 
 
+def said_one_line(text: str):
+    "One line, and whatever libraries say that have no memory."
+    assert len(spoken(text)) == 1, f'it said {spoken(text) or text[-500:]}'
+
+
 def said_one_clear_line(text: str, status: int):
     "No traceback; an error is one line with its three parts, a stop is one line, a kill says nothing."
     assert 'Traceback' not in text, f'a traceback: {text[-1500:]}'

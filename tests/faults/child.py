@@ -24,6 +24,7 @@ def run_in_process(run_dir: Path, name: str, log):
     except InputError:
         raise
     except Exception as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)   # torch's handler may raise once more, about the same worker
         said = SimpleNamespace(ename=type(error).__name__, evalue=str(error), exec_count=1)
         known = execute._as_input_error(said)
         raise known or StageError(name, str(folder/'notebook.ipynb'), said.ename, said.evalue) from None

@@ -194,7 +194,10 @@ def few_bytes(case: Case):
         has = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (has + more, resource.RLIM_INFINITY))
 
-    struck(case.end(case.start(prepare=limit)) != 0)
+    child = case.start(prepare=limit)
+    struck(child.wait() != 0)
+    checks.said_one_line(child.said())   # of any library's error, which may be about a font
+    case.said += checks.spoken(child.said())
 
 
 def no_memory(case: Case):
