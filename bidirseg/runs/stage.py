@@ -275,9 +275,11 @@ def _tidy(folder: Path):
 
 def _keep_written(folder: Path):
     "Leave in the stage's list what is there: a power cut takes files and damages names."
-    there = [name for name in sorted(_read_written(folder)) if (folder/name).is_file()]
-    with atomic_path(folder/'.written') as tmp:
-        tmp.write_text(''.join(json.dumps(name) + '\n' for name in there), encoding='utf-8')
+    names = _read_written(folder)
+    there = [name for name in sorted(names) if (folder/name).is_file()]
+    if len(there) < len(names):
+        with atomic_path(folder/'.written') as tmp:
+            tmp.write_text(''.join(json.dumps(name) + '\n' for name in there) or '\n', encoding='utf-8')
 
 def _is_whole(path: Path) -> bool:
     "Whether a state can be read; one that cannot is named."

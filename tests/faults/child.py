@@ -53,7 +53,8 @@ class Child:
     log: Path                  # what it says
     status: int | None = None  # as of `subprocess`: negative for a signal
 
-    def _ask(self, options: int) -> int | None:   # the signal that stopped it
+    def ask(self, options: int) -> int | None:   # the signal that stopped it
+        "Learn whether it has ended, without waiting."
         pid, status = os.waitpid(self.pid, options | os.WNOHANG)
         if pid and os.WIFSTOPPED(status):
             return os.WSTOPSIG(status)
@@ -64,7 +65,7 @@ class Child:
         "Its exit status; one that does not end is killed, and that is an error."
         until = time.monotonic() + timeout
         while self.status is None:
-            self._ask(0)
+            self.ask(0)
             if time.monotonic() > until:
                 self.end()
                 raise AssertionError(f'no end in {timeout} s: {self.said()[-500:]}')
@@ -75,7 +76,7 @@ class Child:
         "Wait until it has stopped itself."
         until = time.monotonic() + timeout
         while self.status is None and time.monotonic() < until:
-            if self._ask(os.WUNTRACED):
+            if self.ask(os.WUNTRACED):
                 return True
             time.sleep(.002)
         return False

@@ -84,7 +84,7 @@ def kill_worker(case: Case):
     child = case.start(line=line)
     until, workers = time.monotonic() + 60, []
     while not workers and time.monotonic() < until and psutil.pid_exists(child.pid):
-        child._ask(0)
+        child.ask(0)
         if child.status is not None:
             raise Missed
         workers = psutil.Process(child.pid).children()
