@@ -104,6 +104,7 @@ class Case:
         status = child.wait()
         assert status == 0, f'started again, it ended with {status}: {child.said()[-1500:]}'
         checks.said_one_clear_line(child.said(), status)
+        assert self.stage != REPORT or (self.run_dir/'report.html').exists()
 
     def finished(self):
         "What holds after the same line has ended well."
@@ -115,7 +116,6 @@ class Case:
             folder = self.world.stage_folder(self.run_dir, name)
             checks.same_bytes(folder, self.world.stage_folder(self.world.reference, name), self.notes)
             checks.the_record_is_sound(folder)
-        assert self.stage != REPORT or (self.run_dir/'report.html').exists()
 
     is_over = False   # all has been checked
 

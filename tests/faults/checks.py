@@ -10,7 +10,7 @@ from PIL import Image
 
 from bidirseg.core import HALF_WRITTEN
 
-BOOKS = ('stage.json', 'notebook.ipynb', '.written')   # times and process ids are in them
+BOOKS = ('stage.json', 'notebook.ipynb', '.key', '.written')   # they hold times, or speak of a stage that is half done
 STATES = re.compile(r'resume\.pt|\..*\.(jsonl|pt)')
 
 

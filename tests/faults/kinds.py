@@ -346,6 +346,7 @@ def damage(case: Case, files: list[Path]):
         case.start_again('--update')
         return
     assert status == 0, f'{case.about}: {case.said}'
+    assert path.exists() or path.parent != case.run_dir, f'{path} is not written anew'
 
 
 def damage_complete(case: Case):
