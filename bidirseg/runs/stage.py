@@ -258,6 +258,15 @@ def _prepare_folder(folder: Path, key: str):
     with atomic_path(folder/'.key') as tmp:
         tmp.write_text(key)
 
+# %% ../../nbs/runs/02_stage.ipynb #407e9f07
+def _keep_written(folder: Path):
+    "Leave in the stage's list what is there: a power cut takes files and damages names."
+    names = _read_written(folder)
+    there = [name for name in sorted(names) if (folder/name).is_file()]
+    if len(there) < len(names):
+        with atomic_path(folder/'.written') as tmp:
+            tmp.write_text(''.join(json.dumps(name) + '\n' for name in there) or '\n', encoding='utf-8')
+
 # %% ../../nbs/runs/02_stage.ipynb #6567c972
 def _tidy(folder: Path):
     "Take away from a killed run's folder what cannot be used: half a file, links, damaged states."
@@ -272,14 +281,6 @@ def _tidy(folder: Path):
     for path in [*folder.glob('.*.jsonl'), *folder.glob('.*.pt')]:
         if empty or path.suffix == '.pt' and path.name != _BEFORE and not _is_whole(path):
             path.unlink()
-
-def _keep_written(folder: Path):
-    "Leave in the stage's list what is there: a power cut takes files and damages names."
-    names = _read_written(folder)
-    there = [name for name in sorted(names) if (folder/name).is_file()]
-    if len(there) < len(names):
-        with atomic_path(folder/'.written') as tmp:
-            tmp.write_text(''.join(json.dumps(name) + '\n' for name in there) or '\n', encoding='utf-8')
 
 def _is_whole(path: Path) -> bool:
     "Whether a state can be read; one that cannot is named."
@@ -335,7 +336,7 @@ def checkpoint(self: Stage) -> dict | None:
             return state
     return None
 
-# %% ../../nbs/runs/02_stage.ipynb #5b4483b5
+# %% ../../nbs/runs/02_stage.ipynb #6fd0394f
 def _sealed(*values) -> str:
     "Values as a line of JSON behind its checksum."
     text = json.dumps(values)
@@ -348,6 +349,7 @@ def _unsealed(line: bytes) -> list:
         raise ValueError(line)
     return json.loads(text)
 
+# %% ../../nbs/runs/02_stage.ipynb #5b4483b5
 def _read_results(path: Path, batch_size: int = 1) -> list[tuple]:   # result, and the names of its files
     "The good results of whole batches in a file of lines beside the stage's files, which loses all behind them."
     text, lines, results = path.read_bytes() if path.exists() else b'', [], []
