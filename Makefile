@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test docs readme notebooks inputs versions lab
+.PHONY: help setup demo test faults docs readme notebooks inputs versions lab
 
 help:    ## list these targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -21,6 +21,9 @@ demo: setup    ## run the whole method on the embedded scenes into runs/demo
 
 test: setup    ## export, clean, every notebook and every test
 	@$(BIN)/python tools/test.py
+
+faults: setup    ## break the small pipeline hundreds of times, an hour; ONLY=power for one kind
+	@cd tests && ../$(BIN)/python -m faults $(if $(ONLY),--only $(ONLY)) --out ../nbs/results/faults.json
 
 docs: setup    ## build the site from the notebooks into _docs
 	@$(BIN)/python tools/docs.py

@@ -168,7 +168,8 @@ def naming_file(path: Path, tmp: Path | None = None   # the name that it has unt
         yield
     except OSError as error:
         if error.filename in (None, str(tmp)):
-            error.filename, error.filename2 = str(path), None
+            error.filename = str(path)
+            del error.filename2   # None would be shown
         raise
 
 # %% ../nbs/11_core.ipynb #021c316d

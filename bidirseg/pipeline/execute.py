@@ -44,10 +44,18 @@ def _parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
     wanted, _, fix = rest.partition('. Fix: ')
     return seen, wanted, fix
 
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|failed to map segment|can't start new thread")
+
 def _as_input_error(error: 'PapermillExecutionError') -> InputError | None:
     "What the user can fix about an error in a kernel, if anything."
     if error.ename == 'InputError':
         return InputError(*_parse_error(error.evalue))
+    if error.ename == 'MemoryError' or _NO_MEMORY.search(error.evalue):
+        return InputError(f'{error.ename}: {error.evalue or "no memory was left"}', 'enough memory for this stage',
+                          'end other programs, or set a smaller batch_size, crop or size; the same line goes on')
+    if 'DataLoader worker' in error.evalue:
+        return InputError(error.evalue, 'data workers that nobody ends',
+                          'start the same line again; training.workers=0 needs no workers and less memory')
     kind = getattr(builtins, error.ename, None)
     if isinstance(kind, type) and issubclass(kind, OSError):
         return InputError(error.evalue, 'a place that can be read or written',

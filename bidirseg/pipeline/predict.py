@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import evaluation
-from ..core import InputError, check_name, cpu_count, pick_device, progress, synced_at_end
+from ..core import (
+    InputError, check_name, cpu_count, pick_device, progress, remove_half_written, synced_at_end)
 from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, open_domain, open_rgb
 from ..data.images import opened
 from ..judgement import read_judgement
@@ -192,6 +193,7 @@ def _plan(images: list[str], out: Path, space: LabelSpace, options: PredictOptio
     folders = {out/photo.name for photo in photos if photo.is_video}
     for folder in folders | {path.parent for path in targets}:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_half_written(folder)
     return photos
 
 # %% ../../nbs/pipeline/03_predict.ipynb #04e5eb55

@@ -20,6 +20,7 @@ import re
 import secrets
 import signal
 import time
+import zlib
 from dataclasses import Field, asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 # %% ../../nbs/runs/02_stage.ipynb #a7b9f55d
 from ..core import (HALF_WRITTEN, STOP_SIGNALS, InputError, atomic_path, commit, cpu_count, fingerprint,
                            is_accelerator, load_json, load_torch, naming_file, peak_memory, pick_device, progress,
-                           save_json, save_torch, sync_files, versions, watched_writes)
+                           save_json, save_torch, sync, sync_files, versions, watched_writes)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..mixture import Reservoir
 from ..models import keep_maps, load_checkpoint
@@ -209,6 +210,8 @@ def set_aside(folder: Path, paths: list[Path]):
     place.mkdir(parents=True)
     for path in paths:
         os.rename(path, place/path.name)
+    for moved in (place, place.parent, folder.parent):   # a power cut finds it in its new place or in its old one
+        sync(moved)
     names = ', '.join(path.name for path in paths[:4])
     print(f'{folder.name}: {len(paths)} files or folders that this stage did not write are now in {place}: {names}')
 
@@ -261,6 +264,15 @@ def _prepare_folder(folder: Path, key: str):
     with atomic_path(folder/'.key') as tmp:
         tmp.write_text(key)
 
+# %% ../../nbs/runs/02_stage.ipynb #407e9f07
+def _keep_written(folder: Path):
+    "Leave in the stage's list what is there: a power cut takes files and damages names."
+    names = _read_written(folder)
+    there = [name for name in sorted(names) if (folder/name).is_file()]
+    if len(there) < len(names):
+        with atomic_path(folder/'.written') as tmp:
+            tmp.write_text(''.join(json.dumps(name) + '\n' for name in there) or '\n', encoding='utf-8')
+
 # %% ../../nbs/runs/02_stage.ipynb #6567c972
 def _tidy(folder: Path):
     "Take away from a killed run's folder what cannot be used: half a file, links, damaged states."
@@ -271,6 +283,7 @@ def _tidy(folder: Path):
     empty = [path for path in _files(folder) if path.stat().st_size == 0]
     if empty:   # a power cut: what the states say about them is not to be believed
         print(f'{empty[0]} is empty: images are looked at again')
+    _keep_written(folder)
     for path in [*folder.glob('.*.jsonl'), *folder.glob('.*.pt')]:
         if empty or path.suffix == '.pt' and path.name != _BEFORE and not _is_whole(path):
             path.unlink()
@@ -294,11 +307,12 @@ def record(self: Stage) -> dict:
     "What `stage.json` holds when the work has ended well."
     machine = f'{platform.system()} {platform.machine()}, {os.cpu_count()} cores'
     extra = dict(self.extra)
-    seconds = time.time() - self.began + extra.pop('seconds_before', 0)   # of killed attempts
+    took = time.monotonic() - self.clock   # which goes on evenly, whatever becomes of the date
+    seconds = took + extra.pop('seconds_before', 0)   # of killed attempts
     on_gpu = is_accelerator(self.device)
     gpu_memory = torch.get_device_module(self.device).max_memory_allocated() // 2**20 if on_gpu else 0
     return dict(stage=self.name, key=self.key, params=self.params, inputs=self.inputs, outputs=_outputs(self.dir),
-                seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(time.time()),
+                seconds=round(seconds, 1), began=_clock(self.began), ended=_clock(self.began + took),
                 peak_memory_mb=peak_memory(), peak_gpu_memory_mb=gpu_memory, versions=versions(),
                 commit=commit(), device=str(self.device), machine=machine, threads=torch.get_num_threads(), **extra)
 
@@ -328,26 +342,28 @@ def checkpoint(self: Stage) -> dict | None:
             return state
     return None
 
-# %% ../../nbs/runs/02_stage.ipynb #5b4483b5
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    "The lines of a file of JSON lines before the first that a kill or a disk has spoilt."
-    with open(path, 'rb') as file, contextlib.suppress(ValueError):
-        for line in file:
-            json.loads(line)
-            if line.endswith(b'\n'):
-                yield line
+# %% ../../nbs/runs/02_stage.ipynb #6fd0394f
+def _sealed(*values) -> str:
+    "Values as a line of JSON behind its checksum."
+    text = json.dumps(values)
+    return f'{zlib.crc32(text.encode()):08x} {text}\n'
 
-def _count_results(path: Path, batch_size: int = 1) -> int:
-    "How many results of whole batches a file of JSON lines has; it loses what else a kill or a disk left."
-    path.touch()
-    count = end = length = 0
-    for number, line in enumerate(_whole_lines(path), 1):
-        length += len(line)
-        if number % batch_size == 0:
-            count, end = number, length
-    if end < path.stat().st_size:
-        os.truncate(path, end)
-    return count
+def _unsealed(line: bytes) -> list:
+    "The values of such a line; raises `ValueError` for one that is damaged."
+    checksum, _, text = line.partition(b' ')
+    if not line.endswith(b'\n') or int(checksum, 16) != zlib.crc32(text.rstrip(b'\n')):
+        raise ValueError(line)
+    return json.loads(text)
+
+# %% ../../nbs/runs/02_stage.ipynb #5b4483b5
+def _good_lines(path: Path) -> Iterator[tuple[bytes, list[str]]]:   # and the names of their files
+    "The lines of a file beside the stage's files, as far as neither they nor the files that they name are spoilt."
+    with open(path, 'rb') as lines, contextlib.suppress(ValueError):
+        for number, line in enumerate(lines):
+            position, _, files = _unsealed(line)
+            if position != number or not _holds(path.parent, files):
+                return
+            yield line, list(files)
 
 # %% ../../nbs/runs/02_stage.ipynb #8fcd295f
 class _Results:
@@ -359,7 +375,8 @@ class _Results:
 
     def __iter__(self) -> Iterator:
         with open(self.path, 'rb') as file:
-            yield from map(json.loads, file)
+            for line in file:
+                yield _unsealed(line)[1]
 
 # %% ../../nbs/runs/02_stage.ipynb #4e5d9eed
 @patch
@@ -410,14 +427,33 @@ def share_pass(self: Stage, method: str,          # each_image or gather
         self.extra['processes'] = processes_in_all(processes)
 
 # %% ../../nbs/runs/02_stage.ipynb #0de8221f
-def _line_of(write: Callable, position: int, process: int, answer) -> str:
-    "The line of an image; process 0 gets it from the process that has the answer."
+@patch
+def line_of(self: Stage, write: Callable, position: int, process: int, answer) -> str:
+    "The line of an image, once its files are there; process 0 gets it from the process that has the answer."
     if process != rank():
         return receive(process)
-    line = json.dumps(write(position, answer))
+    self.latest.clear()
+    result = write(position, answer)
+    line = _sealed(position, result, {name: fingerprint(self.dir/name) for name in self.latest})
     if process > 0:
         send(line, 0)
     return line
+
+# %% ../../nbs/runs/02_stage.ipynb #f0d18b6e
+@patch
+def count_results(self: Stage, path: Path, batch_size: int) -> int:
+    "How many images of whole batches a killed pass left results of; their files are this attempt's as well."
+    path.touch()
+    count = end = length = 0
+    for number, (line, files) in enumerate(_good_lines(path), 1):
+        for name in files:
+            self.note_file(self.dir/name)
+        length += len(line)
+        if number % batch_size == 0:
+            count, end = number, length
+    if end < path.stat().st_size:
+        os.truncate(path, end)
+    return count
 
 # %% ../../nbs/runs/02_stage.ipynb #2c22b406
 @patch
@@ -431,13 +467,13 @@ def each_image(self: Stage, what: str,         # names the pass
     path = self.dir/f'.{what.replace(" ", "_")}.jsonl'
     total, batch_size = len(samples), batch_size or self.batch_size(samples)
     if starts_processes(self.config.processes):
-        left = total - _count_results(path, batch_size)
+        left = total - self.count_results(path, batch_size)
         self.share_pass('each_image', left, batch_size, what, samples, work, write, batch_size)
-    done = from_first(_count_results(path, batch_size) if rank() == 0 else None)
+    done = from_first(self.count_results(path, batch_size) if rank() == 0 else None)
     found = self.answers(samples, range(done, total), work, batch_size)
     with open(path if rank() == 0 else os.devnull, 'a') as file:
         def finish(item):
-            file.write(_line_of(write, *item) + '\n')
+            file.write(self.line_of(write, *item))
             file.flush()
 
         for _ in progress(ahead(finish, found, threads=1), what, total, done):
@@ -550,7 +586,8 @@ def open_stage(run_dir: str | Path, name: str,
                ) -> Iterator[Stage]:
     "The scope in which a stage does its work."
     stage = Stage(run_dir, name, settings_class, changes)
-    stage.began, stage.stamps, stage.skip = time.time(), stage.file_stamps(), stage.is_complete()
+    stage.began, stage.clock = time.time(), time.monotonic()
+    stage.stamps, stage.skip = stage.file_stamps(), stage.is_complete()
     if stage.skip:
         print(f'{name}: nothing to do, {stage.dir} is complete')
         yield stage
@@ -627,6 +664,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
     name = path.relative_to(self.dir).as_posix()
     if _BOOKS.fullmatch(name) or name.startswith('.'):
         return False
+    self.latest.append(name)
     if name not in self.written:
         with open(self.dir/'.written', 'a', encoding='utf-8') as file:
             file.write(json.dumps(name) + '\n')
@@ -638,7 +676,7 @@ def note_file(self: Stage, path: Path) -> bool:   # whether `sync_files` is goin
 @contextlib.contextmanager
 def noting_files(self: Stage) -> Iterator:
     "A scope in which files that this process moves into the folder are noted."
-    self.written = _read_written(self.dir)
+    self.written, self.latest = _read_written(self.dir), []
     with naming_file(self.dir), watched_writes(self.dir, self.note_file):
         yield
 

@@ -134,7 +134,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, self.settings)
         self.history: list[dict] = []       # losses and rate of every step so far
         self.asked_to_end = False           # by a signal
-        self.began = time.time()
+        self.began = time.monotonic()
 
     @property
     def step(self) -> int:
@@ -221,22 +221,37 @@ def _image_keys(loaders: list, batches: list[dict]) -> list[str]:
 
 # %% ../../nbs/training/02_loop.ipynb #376a392c
 @patch
+def last_state(self: Trainer) -> str:
+    "Where there is a state to go on from, in words."
+    resume = self.stage.dir/'resume.pt'
+    return f'the last good state is {resume}' if resume.exists() else 'there is no earlier state'
+
+@patch
 def check_all_finite(self: Trainer, values: dict[str, float], loaders: list, batches: list[dict]):
     "Raise `InputError` unless all losses of this step are finite."
     if all(math.isfinite(value) for value in values.values()):
         return
-    resume = self.stage.dir/'resume.pt'
-    state = f'the last good state is {resume}' if resume.exists() else 'there is no earlier state'
     images = gather_names(_image_keys(loaders, batches))
     raise InputError(f'{self.stage.name} step {self.step}: losses {values} on {images}', 'finite losses',
-                     f'look at these images, or lower lr={self.settings.lr}; {state}')
+                     f'look at these images, or lower lr={self.settings.lr}; {self.last_state()}')
+
+# %% ../../nbs/training/02_loop.ipynb #38153791
+@patch
+def check_weights(self: Trainer):
+    "Raise `InputError` unless all values of the networks are finite."
+    for name, network in self.networks.items():
+        values = network.state_dict().values()
+        if not all(value.isfinite().all() for value in values):
+            raise InputError(f'{self.stage.name}: values of the network {name} are not finite after step {self.step}',
+                             'finite weights', f'start the same line again, or lower lr={self.settings.lr}; '
+                             f'{self.last_state()}')
 
 # %% ../../nbs/training/02_loop.ipynb #46d13b41
 @patch
 def save(self: Trainer):
     "Write the state into the stage's `resume.pt`."
     states = {name: network.state_dict() for name, network in self.networks.items()}
-    seconds = self.stage.extra.get('seconds_before', 0) + time.time() - self.began
+    seconds = self.stage.extra.get('seconds_before', 0) + time.monotonic() - self.began
     self.stage.save_checkpoint(dict(step=self.step, history=self.history, seconds=seconds,
                                     optimizer=self.optimizer.state_dict(), **states))
 
@@ -248,7 +263,7 @@ def restore(self: Trainer):
     if state is None or state['step'] <= self.step:
         return
     self.load_state(state)
-    self.stage.extra['seconds_before'], self.began = state['seconds'], time.time()
+    self.stage.extra['seconds_before'], self.began = state['seconds'], time.monotonic()
     print(f'{self.stage.name}: going on at step {self.step}')
 
 @patch
@@ -352,7 +367,7 @@ class _TrainingLog:
         self.stage, self.settings, self.start = stage, settings, start
         self.events = _open_events(stage.dir/'events', start) if settings.tensorboard else None
         self.pictures = _LivePictures()
-        self.drawn = time.time()
+        self.drawn = time.monotonic()
         self.times = []
 
     def bar(self, batches: Iterable) -> Iterable:
@@ -361,11 +376,11 @@ class _TrainingLog:
         return self.progress
 
     def pictures_due(self) -> bool:
-        return time.time() - self.drawn > 20
+        return time.monotonic() - self.drawn > 20
 
     def show(self, paths: list[Path]):
         self.pictures.show(paths)
-        self.drawn = time.time()
+        self.drawn = time.monotonic()
 
 # %% ../../nbs/training/02_loop.ipynb #7a69e277
 @patch
@@ -429,7 +444,10 @@ def _tune_convolutions(device: torch.device):
 def checkpoint(self: Trainer, log: _TrainingLog):
     "Every `checkpoint_every` steps: `at_checkpoint`, the state, pictures. At the end: `at_checkpoint` alone."
     finished = self.step == self.settings.steps
-    if rank() > 0 or not finished and self.step % self.settings.checkpoint_every:
+    if not finished and self.step % self.settings.checkpoint_every:
+        return
+    self.check_weights()
+    if rank() > 0:
         return
     if self.at_checkpoint:
         self.at_checkpoint(self.step)
