@@ -54,14 +54,17 @@ def carry_out(world: World, kind: str, stage: str, number: int, seed: int, attem
     place = world.folder/'case'
     shutil.rmtree(place, ignore_errors=True)
     case, then = Case(world, kind, stage, number, seed, place, attempt), ALL[kind].then
-    ALL[kind].does(case)
-    if then == 'again':
-        case.goes_on()
-    elif then == 'rebuilt':
-        case.start_again()
-        case.finished()
-    elif not case.is_over:
-        case.finished()
+    try:
+        ALL[kind].does(case)
+        if then == 'again':
+            case.goes_on()
+        elif then == 'rebuilt':
+            case.start_again()
+            case.finished()
+        elif not case.is_over:
+            case.finished()
+    finally:
+        case.end_all()
     return case
 
 
