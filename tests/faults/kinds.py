@@ -438,7 +438,8 @@ class Kind(NamedTuple):
     what: str               # is broken, in words
     stages: str = 'all'     # all, report (all and the report), training, complete (a complete run)
     then: str = 'again'     # again: the same line ends well; rebuilt: so does it, and nothing holds before; done
-    often: int = 1          # cases for each round
+    often: int = 1          # cases in a round, one a turn
+    turn: int = 0           # of a round in which the first comes
 
 
 KINDS = {
