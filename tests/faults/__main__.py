@@ -38,11 +38,11 @@ def stages_of(kind: str, names: list[str]) -> list[str]:
 
 
 def plan(names: list[str], only: str | None) -> Iterator[tuple[str, str, int]]:   # kind, stage, number
-    "All cases there are, in rounds in which each kind comes."
+    "All cases there are, in rounds of several turns in which each kind comes."
     numbers = Counter()
     for turn in itertools.count():
         for place, (kind, about) in enumerate(ALL.items()):
-            if only not in (None, kind) or turn % MOST >= about.often:
+            if only not in (None, kind) or turn % MOST not in range(about.turn, about.turn + about.often):
                 continue
             number, stages = numbers[kind], stages_of(kind, names)
             numbers[kind] += 1
@@ -54,14 +54,17 @@ def carry_out(world: World, kind: str, stage: str, number: int, seed: int, attem
     place = world.folder/'case'
     shutil.rmtree(place, ignore_errors=True)
     case, then = Case(world, kind, stage, number, seed, place, attempt), ALL[kind].then
-    ALL[kind].does(case)
-    if then == 'again':
-        case.goes_on()
-    elif then == 'rebuilt':
-        case.start_again()
-        case.finished()
-    elif not case.is_over:
-        case.finished()
+    try:
+        ALL[kind].does(case)
+        if then == 'again':
+            case.goes_on()
+        elif then == 'rebuilt':
+            case.start_again()
+            case.finished()
+        elif not case.is_over:
+            case.finished()
+    finally:
+        case.end_all()
     return case
 
 

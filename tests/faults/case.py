@@ -34,6 +34,7 @@ class Case:
     about: str = ''                                       # what exactly was broken, where the seed does not say it
     said: list[str] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)   # name -> text
+    children: list[Child] = field(default_factory=list)   # that were started
 
     def __post_init__(self):
         self.rng: np.random.Generator = numpy_stream(self.seed, self.kind, self.stage, self.number, self.attempt)
@@ -63,7 +64,6 @@ class Case:
               folder: Path | None = None) -> Child:               # whose writes are counted; None: the run's
         "Start the case's line, or another, in a copy of this process."
         line = self.line() if line is None else line
-        log = self.place/f'said_{time.monotonic_ns()}.txt'
 
         def work() -> int:
             prepare()
@@ -71,7 +71,17 @@ class Case:
                 Tap(folder or self.run_dir, act).install()
             return command(line)
 
-        return start(work, log)
+        return self.do(work)
+
+    def do(self, work: Callable[[], int]) -> Child:
+        "Start some work in a copy of this process, which ends with the case."
+        self.children.append(start(work, self.place/f'said_{time.monotonic_ns()}.txt'))
+        return self.children[-1]
+
+    def end_all(self):
+        "Nothing of a case is left, not even what stands still."
+        for child in self.children:
+            child.end()
 
     def moment(self) -> int:
         "A write of the stage; the later the attempt, the earlier."

@@ -17,12 +17,12 @@ import psutil
 import torch
 
 from bidirseg import cli
-from bidirseg.core import STOP_SIGNALS
+from bidirseg.core import HALF_WRITTEN, STOP_SIGNALS
 from bidirseg.training import loop
 
 from . import checks, power
 from .case import Case, Missed, at_write, die, stop
-from .child import command_of, run_in_process, start
+from .child import command_of, run_in_process
 from .tap import Event, Tap
 from .world import REPORT
 
@@ -35,9 +35,9 @@ def struck(happened: bool):
 # Killed and stopped
 
 def cut_and_die(case: Case, event: Event):
-    "Half a file is on the disk when the kill comes."
+    "Half a file is on the disk when the kill comes, under the name that it has until it is whole."
     path = Path(event.path)
-    if path.is_file() and event.what in ('replace', 'fsync'):
+    if path.is_file() and HALF_WRITTEN.fullmatch(path.name):
         os.truncate(path, int(path.stat().st_size * case.rng.uniform()))
     die()
 
@@ -394,12 +394,13 @@ def read_during_run(case: Case):
 def wake_orphan(case: Case):
     "A stage whose run is gone stands still at a write, and goes on while or after another run does its work."
     (case.run_dir/'run.lock').write_text('999999 of a run that is gone')
+    stops = at_write(case.moment(), stop, done=bool(case.number % 2))
 
     def orphan() -> int:
-        Tap(case.run_dir, at_write(case.moment(), stop, done=bool(case.number % 2))).install()
+        Tap(case.run_dir, stops).install()
         return command_of(lambda: run_in_process(case.run_dir, case.stage, None))
 
-    first = start(orphan, case.place/'orphan.txt')
+    first = case.do(orphan)
     struck(first.wait_for_stop())
     wakes_during = case.number // 2 % 2
     second = case.start(at_write(case.moment(), stop) if wakes_during else None)
@@ -437,7 +438,8 @@ class Kind(NamedTuple):
     what: str               # is broken, in words
     stages: str = 'all'     # all, report (all and the report), training, complete (a complete run)
     then: str = 'again'     # again: the same line ends well; rebuilt: so does it, and nothing holds before; done
-    often: int = 1          # cases for each round
+    often: int = 1          # cases in a round, one a turn
+    turn: int = 0           # of a round in which the first comes
 
 
 KINDS = {

@@ -128,8 +128,9 @@ def two_lines(case: Case):
 
 
 LINE_KINDS = {
-    'line-signal': Kind(signal_line, 'a line of the shell with its kernel: signals to the line, its group, its kernel'),
+    'line-signal': Kind(signal_line, 'a line of the shell with its kernel: signals to the line, its group, its kernel',
+                        turn=4),
     'line-orphan': Kind(orphaned_kernel, 'a kernel that stands still when its line is killed, woken during the next',
-                        then='done'),
-    'line-twice': Kind(two_lines, 'the same line of the shell twice at once', then='done'),
+                        then='done', turn=4),
+    'line-twice': Kind(two_lines, 'the same line of the shell twice at once', then='done', turn=4),
 }
