@@ -137,9 +137,9 @@ def test_each_process_has_the_threads_of_one(tmp_path):
     "On a CPU the last bits depend on their number."
     torch.set_num_threads(2)   # one for each process, if they were shared out
     with open_stage(small_run(tmp_path, processes=2), 'warmup', TrainSettings) as stage:
-        found = stage.each_image('threads', stage.samples('source'), threads_of_process, lambda i, threads: threads)
+        found = set(stage.each_image('threads', stage.samples('source'), threads_of_process, lambda i, n: n))
         torch.set_num_threads(1)
-    assert set(found) == {stage.threads} and stage.extra['processes'] == 2
+    assert found == {stage.threads} and stage.extra['processes'] == 2
 
 
 KINDS = 'diag', 'full', 'tied', 'spherical'
