@@ -42,8 +42,8 @@ from .config import RunConfig, check_run_dir, label_space, load_run, stage_dir, 
 from .domains import domain_spec, open_images
 from .notebooks import changed_notebook
 from .processes import (
-    first_speaks, from_first, host_range, launch, own_device, pack, processes_in_all, rank, receive, send,
-    starts_processes, unpack, world_size)
+    check_devices, first_speaks, from_first, host_range, launch, own_device, pack, processes_in_all, rank, receive,
+    send, starts_processes, unpack, world_size)
 
 # %% ../../nbs/runs/02_stage.ipynb #020645e6
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'processes', 'deterministic', 'description', 'chosen_on',
@@ -423,6 +423,7 @@ def share_pass(self: Stage, method: str,          # each_image or gather
     batches_of_host = math.ceil(images / batch_size / host_range()[1])
     processes = min(self.config.processes, batches_of_host)
     if processes_in_all(processes) > 1:
+        check_devices(processes, self.device)
         launch(_take_part, processes, self.device, pack(self, method, arguments))
         self.extra['processes'] = processes_in_all(processes)
 

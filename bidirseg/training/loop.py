@@ -104,10 +104,10 @@ def make_loaders(domains: list[Samples],
                  device: torch.device,      # where batches go
                  ) -> Callable:             # start -> one loader per domain, from that step on
     "How to load training batches, from any step on."
-    workers = default_workers(device) if settings.workers is None else settings.workers
     pin_memory = is_accelerator(device)
 
     def loaders_from(start: int) -> list:
+        workers = default_workers(device) if settings.workers is None else settings.workers   # of this process
         return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory,
                              rank(), world_size()) for samples in domains]
 
@@ -535,6 +535,7 @@ def _speaks_or_not(trainer: Trainer) -> Iterator:
 def _train_share(packed: bytes) -> dict:   # for the stage's record
     "Train in one process of several."
     trainer, loaders = _unpack(packed)
+    torch.use_deterministic_algorithms(trainer.stage.config.deterministic)
     use_global_batch_norm(trainer.model, trainer.device)
     with trainer.stage.noting_files(), _speaks_or_not(trainer):
         trainer.restore()   # the state before the start, or before a restart
