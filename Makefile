@@ -22,8 +22,9 @@ demo: setup    ## run the whole method on the embedded scenes into runs/demo
 test: setup    ## export, clean, every notebook and every test
 	@$(BIN)/python tools/test.py
 
-faults: setup    ## break the small pipeline hundreds of times, an hour; ONLY=power for one kind
-	@cd tests && ../$(BIN)/python -m faults $(if $(ONLY),--only $(ONLY)) --out ../nbs/results/faults.json
+faults: setup    ## break the small pipeline hundreds of times, an hour; ONLY=power for one kind, SEED=1 for others
+	@cd tests && ../$(BIN)/python -m faults --seed $(or $(SEED),0) $(if $(ONLY),--only $(ONLY)) \
+	    --out ../nbs/results/faults-$(or $(SEED),0).json
 
 docs: setup    ## build the site from the notebooks into _docs
 	@$(BIN)/python tools/docs.py
