@@ -233,7 +233,8 @@ def own_device(device: torch.device) -> torch.device:
 
 def unpack(packed: bytes) -> tuple:
     "What `pack` packed, with tensors of the first GPU on that of this process."
-    first = torch.device(torch.accelerator.current_accelerator() or 'cpu', 0)
+    accelerator = torch.accelerator.current_accelerator()   # what torch is built for, be it there or not
+    first = torch.device(accelerator.type if accelerator else 'cpu', 0)
     return torch.load(io.BytesIO(packed), {str(first): str(own_device(first))}, weights_only=False)
 
 # %% ../../nbs/runs/07_processes.ipynb #c97406c8
