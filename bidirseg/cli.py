@@ -547,28 +547,33 @@ def make_parser() -> ArgumentParser:
     return parser
 
 # %% ../nbs/10_command_line.ipynb #8d6e75ee
+def _refuse(error: InputError) -> int:   # exit status
+    "Say an error in one line."
+    print(f'bidirseg: {error}', file=sys.stderr)
+    return 2
+
 def _os_error(error: OSError) -> int:   # exit status
     "Say in one line what the system refused."
     if isinstance(error, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    said = InputError(f'{error.filename}: {error.strerror}', 'a place that can be read or written',
-                      'check the path, its permissions and the disk')
-    print(f'bidirseg: {said}', file=sys.stderr)
-    return 2
+    return _refuse(InputError(f'{error.filename}: {error.strerror}', 'a place that can be read or written',
+                              'check the path, its permissions and the disk'))
 
 def _carry_out(args: Namespace) -> int:   # exit status
     "Do what a command does; what went wrong is said in one line."
     try:
         return args.command(args) or 0
     except InputError as error:
-        print(f'bidirseg: {error}', file=sys.stderr)
-        return 2
+        return _refuse(error)
     except StageError as error:
         print(f'{error.__cause__ or ""}\nbidirseg: {error}', file=sys.stderr)
         return 1
     except OSError as error:
         return _os_error(error)
+    except MemoryError:
+        return _refuse(InputError('no memory was left', 'enough memory for this command',
+                                  'end other programs, or set a smaller batch_size; the same line goes on'))
 
 # %% ../nbs/10_command_line.ipynb #a16cda0c
 class _Terminated(KeyboardInterrupt):
