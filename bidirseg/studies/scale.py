@@ -199,15 +199,20 @@ def _noted_seconds(folder: Path) -> float:
     return sum(times[-1] - times[0] for times in found)
 
 # %% ../../nbs/studies/06_scale.ipynb #ee79152c
+def _stage_in(folder: Path, processes: int) -> Stage:
+    "A stage of a small run, ready for passes in so many processes."
+    stage = Stage(small_run(folder, processes=processes), 'prototypes', PrototypesSettings)
+    stage.dir.mkdir(parents=True)
+    stage.owner, stage.threads = run_owner(stage.run_dir), torch.get_num_threads()
+    return stage
+
 def _run_pass(each: _Pass, processes: int) -> tuple[float, float]:   # processor seconds without starting, seconds
     "Run a pass in so many processes."
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder)/'notes'
         notes.mkdir()
-        stage = Stage(small_run(Path(folder)/'run', processes=processes), 'prototypes', PrototypesSettings)
-        stage.dir.mkdir(parents=True)
-        stage.owner, samples = run_owner(stage.run_dir), _ClockedSamples(each.samples, notes)
-        clocked = replace(each, samples=samples, work=_Clocked(each.work, notes))
+        stage = _stage_in(Path(folder)/'run', processes)
+        clocked = replace(each, samples=_ClockedSamples(each.samples, notes), work=_Clocked(each.work, notes))
         if each.write:
             clocked = replace(clocked, write=_Clocked(each.write, notes))
         began = time.perf_counter()
@@ -251,9 +256,7 @@ def _report_memory(count: int):
 def _run_blank(kind: str, count: int, processes: int) -> float:   # seconds
     "Make a blank pass."
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(small_run(folder, processes=processes), 'prototypes', PrototypesSettings)
-        stage.dir.mkdir(parents=True)
-        stage.owner, began = run_owner(stage.run_dir), time.perf_counter()
+        stage, began = _stage_in(folder, processes), time.perf_counter()
         with stage.noting_files():
             results = _blank_pass(kind, count).run(stage)
             for _ in results if kind == 'each_image' else ():
