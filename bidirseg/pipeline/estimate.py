@@ -48,11 +48,6 @@ def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     return replace(config, settings=tables, **domains)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #a3bb4dee
-def _too_large(error: StageError) -> bool:
-    "Whether a stage failed for want of memory."
-    killed = error.kind == 'DeadKernelError'
-    return killed or 'memory' in f'{error.kind} {error.said}'.lower()
-
 def _size(*folders: Path) -> int:   # bytes
     "What the files below folders take."
     files = [path for folder in folders for path in folder.rglob('*') if path.is_file()]
@@ -64,6 +59,7 @@ def _silent() -> Iterator:
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield
 
+# %% ../../nbs/pipeline/04_estimate.ipynb #3e49b853
 def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in bytes
     "Run one stage, silently."
     maps = run_dir/'maps'
@@ -72,7 +68,7 @@ def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in
         with _silent(), patch.dict(os.environ, BIDIRSEG_MAPS=str(maps)):
             run_stage(run_dir, name)
     except StageError as error:
-        if not _too_large(error):
+        if error.kind != 'DeadKernelError':
             raise
         raise InputError(f"a step of {name} does not fit into the memory here", "a step that fits",
                          f"set a smaller {name}.batch_size, or crop_height and crop_width; or run it where there is "
