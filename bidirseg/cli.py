@@ -460,7 +460,7 @@ def _study_checkpoints(args: Namespace):
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
-_BENCHES = ('busy', 'check', 'modes', 'passes', 'predict', 'prototypes', 'scale', 'training')
+_BENCHES = ('busy', 'check', 'modes', 'networks', 'passes', 'predict', 'prototypes', 'scale', 'training', 'whole')
 
 def _add_bench(commands):
     parser = commands.add_parser('bench', help='measure speed and memory, as ratios in one run')

@@ -64,7 +64,7 @@ class AllLosses:
             of_teacher = self.teacher(target['image']).logits
         visible, weight = of_target[:, 0].detach() > 0, source['image'][:, 0].abs()
         return total_loss(dict(
-            labelled=labelled_loss(logits, source, torch.linspace(.5, 1.5, 19)),
+            labelled=labelled_loss(logits, source, torch.linspace(.5, 1.5, 19, device=logits.device)),
             weighted=weighted_cross_entropy(upsample(logits, SIZE), source['label'].long(), weight),
             symmetric=symmetric_cross_entropy(upsample(of_target, SIZE), target['label']),
             consistency=consistency_loss(of_target, of_teacher, visible),
@@ -85,7 +85,7 @@ def train(run_dir: Path, processes: int, settings: TrainSettings, steps: Path | 
         stage.settings, stage.config = settings, replace(stage.config, processes=processes)
         change = augment((48, 96), SIZE)
         source, target = stage.samples('source', change), stage.samples('oracle', change)
-        student, teacher = network(), network().eval()
+        student, teacher = network().to(stage.device), network().eval().to(stage.device)
         history = train_stage(stage, student, [source, target], AllLosses(student, teacher, steps),
                               others=dict(teacher=teacher), after_step=partial(update_ema, teacher, student, .9))
     of_teacher = {f'teacher {name}': value for name, value in teacher.state_dict().items()}

@@ -122,10 +122,11 @@ def fourier_style(source: Tensor, target: Tensor,  # (3, h, w) both, RGB in [0, 
     "Mix the low-frequency amplitudes of an image with those of another of the same size."
     h, w = source.shape[-2:]
     s, t = torch.fft.rfft2(source), torch.fft.rfft2(target)
-    fy, fx = torch.fft.fftfreq(h)[:, None].abs(), torch.fft.rfftfreq(w)[None]
-    low = (fy <= max(beta, 1 / h)) & (fx <= max(beta, 1 / w))
-    amplitude = torch.where(low, torch.lerp(s.abs(), t.abs(), strength), s.abs())
-    return torch.fft.irfft2(torch.polar(amplitude, s.angle()), s=(h, w)).clamp(0, 1)
+    rows, columns = max(1, int(beta * h)), max(1, int(beta * w))
+    for part in (slice(rows + 1), slice(max(rows + 1, h - rows), h)):   # low frequencies, from zero up and below it
+        low, wanted = s[:, part, :columns + 1], t[:, part, :columns + 1]
+        low.copy_(torch.polar(torch.lerp(low.abs(), wanted.abs(), strength), low.angle()))
+    return torch.fft.irfft2(s, s=(h, w)).clamp(0, 1)
 
 # %% ../../nbs/data/06_transforms.ipynb #967cb85e
 STYLES = dict(none=None, exposure=exposure_style, lab=lab_style, fourier=fourier_style)

@@ -77,12 +77,12 @@ def supervision_text(images: int,   # labelled target images
     return f'Not unsupervised: this run also learns from the {labels} (target_labels).'
 
 # %% ../../nbs/runs/01_domains.ipynb #38bfbd04
-def small_run(folder: str | Path, **changes) -> Path:   # the run directory
+def small_run(folder: str | Path, device: str = 'cpu', **changes) -> Path:   # the run directory
     "Start a run on a few small scenes."
     size = dict(height=48, width=96)
     source = dict(dataset='scenes', domain='game', count=8, **size)
     target = dict(dataset='scenes', domain='camera', count=8, **size)
     evaluation = dict(dataset='scenes', domain='camera', first=10**6, count=4, **size)
     config = RunConfig(preset='small', source=source, target=target, evaluation=evaluation,
-                       device='cpu', feature_dim=32, **size, **changes)
+                       device=device, feature_dim=32, **size, **changes)
     return start_run(folder, config)

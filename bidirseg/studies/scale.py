@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'ImageCosts', 'Machines', 'seconds_an_image', 'slowest', 'Training', 'seconds_a_step', 'gradient_bytes',
-           'Workload', 'estimate_scale', 'bench_scale']
+           'Workload', 'estimate_scale', 'bench_scale', 'bench_whole']
 
 # %% ../../nbs/studies/06_scale.ipynb #03962324
 import contextlib
@@ -25,17 +25,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import cpu_count, peak_memory
-from ..data import ImageSet, Samples, open_rgb, read_batches, train_loader
+from ..core import cpu_count, peak_memory, pick_device
+from ..data import (
+    ImageSet, Samples, TwoViews, augment, default_workers, images_only, open_rgb, read_batches, train_loader)
 from ..data.images import match_pairs
 from ..data.readers import scenes
 from ..data.scenes import draw_scene
 from ..evaluation import ScoredImages, Scorer
 from ..models import build_model
+from ..pipeline.estimate import estimate_stages
 from ..prototypes import PrototypesSettings, TargetFeatures
-from ..runs import Stage, small_run
+from ..runs import RunConfig, Stage, load_preset, open_domains, small_run, stage_settings
 from ..runs.stage import run_owner
-from .speed import BENCHES as SPEED_BENCHES, Row
+from ..self_training import SelfTrainingSettings
+from .speed import BENCHES as SPEED_BENCHES, Row, write_pairs
+from ..warmup import WarmupSettings, source_transform
 
 # %% ../../nbs/studies/06_scale.ipynb #98486494
 @dataclass(frozen=True)
@@ -338,4 +342,72 @@ def bench_scale(device: str = 'cpu',   # as the other benches have it; only the 
              Row('look', _look_seconds(500), 's of a core a file'), Row('label_map', _label_bytes(), 'bytes')]
     return rows
 
-BENCHES = {**SPEED_BENCHES, 'scale': bench_scale}
+
+
+# %% ../../nbs/studies/06_scale.ipynb #a52feb37
+def _full_size_config(root: Path,
+                      counts: dict[str, int],                  # domain -> files
+                      sizes: dict[str, tuple[int, int]],       # domain -> height, width of its files
+                      changes: list[str]) -> RunConfig:
+    "The preset for GTA5 on files that are written here."
+    domains = {}
+    for name, count in counts.items():
+        write_pairs(root/name, count, *sizes[name])
+        domains[name] = dict(dataset='folder', root=str(root/name))
+    return replace(load_preset('gta5-cityscapes', ['weights=none', *changes]), **domains)
+
+# %% ../../nbs/studies/06_scale.ipynb #d2005990
+def _feed_seconds(samples: Samples, batch_size: int, workers: int, steps: int) -> float:
+    "Seconds that data workers need for a batch of training, once they are at work."
+    loader = iter(train_loader(samples, batch_size, 0, steps, workers))
+    first = max(1, 2 * workers)   # batches that are read ahead
+    for _ in range(first):
+        next(loader)
+    began = time.perf_counter()
+    left = sum(1 for _ in loader)
+    return (time.perf_counter() - began) / left
+
+def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]:
+    "Seconds of a warm-up's batch, with the target's style, and of self-training's batch of the target, in two views."
+    domains, workers = open_domains(config), default_workers(device)
+    warmup, own = (stage_settings(kind, config, name) for kind, name in
+                   ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
+    target = images_only(domains['target'])
+    styled = source_transform(warmup, warmup, Samples(target, config.source_size, cache_mb=0), config)
+    views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
+    samples = dict(source=Samples(domains['source'], config.source_size, transform=styled, cache_mb=0),
+                   target=Samples(target, config.size, transform=views, cache_mb=0))
+    return [Row(f'{name}_batch', _feed_seconds(each, warmup.batch_size, workers, steps), f's with {workers} workers')
+            for name, each in samples.items()]
+
+# %% ../../nbs/studies/06_scale.ipynb #36b46b5b
+def _run_rows(backbone: str, parts: list[dict]) -> list[Row]:
+    "Steps a second and memory of each training, and hours of a whole run."
+    rows = []
+    for part in parts:
+        if part['steps']:
+            rows.append(Row(f"{backbone}_{part['name']}", 1 / part['step_seconds'], 'steps/s'))
+        if part['gpu']:
+            rows.append(Row(f"{backbone}_{part['name']}_memory", part['gpu'], 'MB of the GPU'))
+        rows.append(Row(f"{backbone}_{part['name']}_hours", part['seconds'] / 3600, 'hours'))
+    return [*rows, Row(f'{backbone}_hours', sum(part['seconds'] for part in parts) / 3600, 'hours')]
+
+def bench_whole(device: str = 'cpu',   # cpu or cuda
+                backbones: tuple = ('mobilenet_v2', 'resnet101'),
+                counts: tuple = (24_966, 2_975, 500),   # images of source, target and evaluation
+                source_size: tuple = (1052, 1914), target_size: tuple = (1024, 2048),   # of the files
+                images: int = 8, steps: int = 24,       # of the smaller trial
+                changes: tuple = (),   # settings of the preset gta5-cityscapes
+                ) -> list[Row]:
+    "A run with the published settings on files like GTA5's and Cityscapes': feeding, steps, memory, hours."
+    counts = dict(zip(('source', 'target', 'evaluation'), counts))
+    sizes, rows = dict(source=source_size, target=target_size, evaluation=target_size), []
+    with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
+        config = _full_size_config(Path(root), counts, sizes, [f'device={device}', *changes])
+        rows += _feed_rows(config, pick_device(device), 2 * steps)
+        for backbone in backbones:
+            parts = estimate_stages(replace(config, backbone=backbone), counts, images, steps)
+            rows += _run_rows(backbone, parts)
+    return rows
+
+BENCHES = {**SPEED_BENCHES, 'scale': bench_scale, 'whole': bench_whole}

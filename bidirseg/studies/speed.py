@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'Row', 'bench_table', 'Rates', 'BroadcastEM', 'bench_prototypes', 'bare_loop', 'bench_training',
-           'bench_modes', 'bench_check', 'bench_predict', 'bench_passes', 'bench_busy']
+           'bench_modes', 'write_pairs', 'bench_check', 'bench_predict', 'bench_passes', 'bench_networks', 'bench_busy']
 
 # %% ../../nbs/studies/04_speed.ipynb #22013419
 import contextlib
@@ -146,14 +146,13 @@ def _report_peak(prepare: str, work: str, sizes: list[int]):
     print(_peak_bytes() - before)
 
 # %% ../../nbs/studies/04_speed.ipynb #e742dc9d
-def _extra_gpu_memory(prepare: Callable, work: Callable, sizes: tuple, device: torch.device) -> float:
-    "The same on a GPU, in this process."
-    data = prepare(*sizes, device=device)
+def _extra_gpu_memory(work: Callable, device: torch.device) -> float:   # bytes
+    "Peak memory of a GPU that work takes beyond what is held there, in this process."
     memory = torch.get_device_module(device)
     memory.synchronize(device)
     memory.reset_peak_memory_stats(device)
     before = memory.memory_allocated(device)
-    work(data)
+    work()
     return memory.max_memory_allocated(device) - before
 
 def _extra_memory(prepare: Callable,      # sizes -> data; a function of this module
@@ -163,7 +162,7 @@ def _extra_memory(prepare: Callable,      # sizes -> data; a function of this mo
                   ) -> float:             # bytes
     "Peak memory that work takes beyond its data."
     if is_accelerator(device):
-        return _extra_gpu_memory(prepare, work, sizes, device)
+        return _extra_gpu_memory(partial(work, prepare(*sizes, device=device)), device)
     call = f'_report_peak({prepare.__name__!r}, {work.__name__!r}, {list(sizes)})'
     code = f'from bidirseg.studies.speed import _report_peak; {call}'
     done = subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.PIPE, text=True)
@@ -510,7 +509,7 @@ def bench_modes(device: str = 'cpu',   # cpu or cuda
     return rows
 
 # %% ../../nbs/studies/04_speed.ipynb #51eca1ae
-def _write_pairs(root: Path, n_pairs: int, height: int, width: int):
+def write_pairs(root: Path, n_pairs: int, height: int, width: int):
     "Write a data set of images and label maps: four scenes under many names."
     for i in range(4):
         for name, array in zip(('images', 'labels'), draw_scene('camera', i, height, width)):
@@ -533,7 +532,7 @@ def bench_check(device: str = 'cpu',   # as the other benches have it; nothing i
     "The walk through a labelled domain of PNGs: against decoding, and minutes for 20,000 pairs with all cores."
     cpu = torch.device('cpu')
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
-        _write_pairs(Path(root), pairs, height, width)
+        write_pairs(Path(root), pairs, height, width)
         domain = folder(root)
         few = domain.select(range(min(24, pairs)))
         walk, bare = _medians([lambda: survey(few, CITYSCAPES19), lambda: _decode(few)], cpu, turns)
@@ -725,7 +724,7 @@ def bench_passes(device: str = 'cpu',   # cpu or cuda
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         domains, rows, network = {}, [], _AnswersAtOnce()
         for name, size in sizes.items():
-            _write_pairs(Path(root, name), images, *size)
+            write_pairs(Path(root, name), images, *size)
             domains[name] = folder(Path(root, name))
             began = time.process_time()
             _decode(domains[name])
@@ -735,6 +734,36 @@ def bench_passes(device: str = 'cpu',   # cpu or cuda
         rows += _pass_rows(passes, images)
         share = _forward_share(domains['target'].select(range(min(2, images))), config, device)
     return [*rows, Row.at_least('forward_share_of_a_pass', share, 'of the time', .8)]
+
+# %% ../../nbs/studies/04_speed.ipynb #6b71a850
+def _network_rows(backbone: str, device: torch.device, changes: tuple, turns: int) -> list[Row]:
+    "Images a second of a network that labels, seconds of a step that it learns in, and memory of that step."
+    config = load_preset('gta5-cityscapes', ['weights=none', f'backbone={backbone}', *changes])
+    settings, generator = stage_settings(WarmupSettings, config, 'source_only'), stream(0, 'bench networks')
+    model, classes = init_model(config, device), len(label_space(config))
+    images = _random_batch(2, config.size, classes, generator)['image']
+    batch = to_device(_random_batch(settings.batch_size, config.crop, classes, generator), device)
+
+    def step():
+        bare_loop(model, settings, [batch])
+
+    def label():
+        forward(model.eval(), images)
+
+    seconds, labelling = _medians([step, label], device, turns)
+    rows = [Row(f'{backbone}_labels', len(images) / labelling, 'images/s'),
+            Row(f'{backbone}_step', seconds, f's with a batch of {settings.batch_size}')]
+    if is_accelerator(device):
+        rows.append(Row(f'{backbone}_step_memory', _extra_gpu_memory(step, device) / 2**20, 'MB beyond the weights'))
+    return rows
+
+def bench_networks(device: str = 'cpu',   # cpu or cuda
+                   backbones: tuple = ('mobilenet_v2', 'resnet101'),
+                   changes: tuple = (),   # settings of the preset gta5-cityscapes
+                   turns: int = 3,
+                   ) -> list[Row]:
+    "Networks at the sizes of GTA5 and Cityscapes: labelling and learning."
+    return [row for backbone in backbones for row in _network_rows(backbone, pick_device(device), changes, turns)]
 
 # %% ../../nbs/studies/04_speed.ipynb #690f8b56
 _BUSY = 'import os; parent = os.getppid()\nwhile os.getppid() == parent: pass'   # as long as this process lives
@@ -767,4 +796,4 @@ def bench_busy(device: str = 'cpu',   # cpu or cuda
 
 # %% ../../nbs/studies/04_speed.ipynb #51cf7504
 BENCHES = dict(prototypes=bench_prototypes, training=bench_training, modes=bench_modes, check=bench_check,
-               predict=bench_predict, passes=bench_passes, busy=bench_busy)
+               predict=bench_predict, passes=bench_passes, networks=bench_networks, busy=bench_busy)
