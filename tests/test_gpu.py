@@ -40,6 +40,7 @@ def test_every_stage_as_on_the_cpu(preset, tmp_path, float32, monkeypatch):
         run(preset, tmp_path/device, device)
     histories = sorted(path.relative_to(tmp_path/'cpu') for path in (tmp_path/'cpu').glob('*/history.json'))
     assert len(histories) == 5
+    assert [path.parent.name[3:] for path in histories[:2]] == ['source_only', 'warmup']
     for path in histories[:2]:   # those behind them learn from labels, which single pixels part
         for row, other in zip(load_json(tmp_path/'cpu'/path)[:3], load_json(tmp_path/'cuda'/path)):
             assert other == pytest.approx(row, rel=1e-3), path
@@ -103,8 +104,9 @@ def test_a_group_of_one_over_nccl(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, 'starts_processes', lambda count: 'LOCAL_RANK' not in os.environ)
     history, _ = train(small_run(tmp_path/'2', device='cuda'), 1, FIFTY)
     assert load_json(stage_dir(tmp_path/'2', 'warmup')/'stage.json')['processes'] == 1
-    for row, expected in zip(history, alone):
-        assert row == pytest.approx(expected, rel=.05)   # in bfloat16, and convolutions may be chosen anew
+    assert len(history) == 50 and history[-1]['loss'] < .8 * history[0]['loss']
+    for row, expected in zip(history[:3], alone):   # later steps amplify what bfloat16 rounds
+        assert row == pytest.approx(expected, rel=.02)
 
 
 def test_more_processes_than_gpus_are_refused():
