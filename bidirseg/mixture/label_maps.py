@@ -189,7 +189,7 @@ def _strips(cell: Tensor,  # (size,) cell of each pixel, rising
         yield points, controls, slice(pixels[i], pixels[i + 1])
 
 # %% ../../nbs/mixture/03_label_maps.ipynb #ba93d500
-_CPU_TILE, _ACCELERATOR_TILE = (4, 16), (32, 128)   # cells high and wide
+_CPU_TILE, _ACCELERATOR_TILE = (4, 16), (32, 256)   # cells high and wide
 
 def _tiles(gaussians: DiagonalGaussians,  # k of them
            f: Tensor,                     # (d, h, w) a feature map

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -60,13 +60,15 @@ def _silent() -> Iterator:
         yield
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #3e49b853
-def _try_stage(run_dir: Path, name: str) -> dict:   # its record, with `disk` in bytes
+def _try_stage(run_dir: Path, name: str,
+               run: Callable,   # (run_dir, name)
+               ) -> dict:       # the stage's record, with `disk` in bytes
     "Run one stage, silently."
     maps = run_dir/'maps'
     before = _size(maps)
     try:
         with _silent(), patch.dict(os.environ, BIDIRSEG_MAPS=str(maps)):
-            run_stage(run_dir, name)
+            run(run_dir, name)
     except StageError as error:
         if error.kind != 'DeadKernelError':
             raise
@@ -85,14 +87,15 @@ class _Trial(NamedTuple):
 def _run_trial(config: RunConfig,         # of the whole run
                counts: dict[str, int],    # domain -> how many images it has
                images: int, steps: int,   # images a domain and training steps of the trial
-               run_dir: Path) -> _Trial:
+               run_dir: Path,
+               run: Callable) -> _Trial:  # of a stage
     "Run every stage small, in a folder."
     small = shrink(config, images, steps)
     start_run(run_dir, small)
     records = {}
     for name in stage_names(small):
         print(f'trying {name}', file=sys.stderr, flush=True)
-        records[name] = _try_stage(run_dir, name)
+        records[name] = _try_stage(run_dir, name, run)
     return _Trial({domain: min(images, count) for domain, count in counts.items()}, records)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #64690b66
@@ -182,11 +185,12 @@ def _notes(counts: dict[str, int], disk: float, place: Path, device: torch.devic
 def estimate_stages(config: RunConfig,
                     counts: dict[str, int],   # domain -> images of the whole run
                     images: int = 2, steps: int = 4,   # of the smaller trial
+                    run: Callable = run_stage,         # of a stage: (run_dir, name)
                     ) -> list[dict]:          # name, steps, step_seconds, seconds, disk in bytes, memory and gpu in MB
     "Try every stage twice, and say what each will take."
     with tempfile.TemporaryDirectory() as folder:
-        few = _run_trial(config, counts, images, steps, Path(folder)/'few')
-        more = _run_trial(config, counts, 3 * images, steps, Path(folder)/'more')
+        few = _run_trial(config, counts, images, steps, Path(folder)/'few', run)
+        more = _run_trial(config, counts, 3 * images, steps, Path(folder)/'more', run)
     return [_estimate_stage(config, (few, more), name, counts, steps) for name in stage_names(config)]
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #518aabfd

@@ -8,6 +8,7 @@ __all__ = ['BENCHES', 'ImageCosts', 'Machines', 'seconds_an_image', 'slowest', '
 
 # %% ../../nbs/studies/06_scale.ipynb #03962324
 import contextlib
+import gc
 import io
 import os
 import platform
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..core import cpu_count, peak_memory, pick_device
+from ..core import cpu_count, is_accelerator, peak_memory, pick_device
 from ..data import (
     ImageSet, Samples, TwoViews, augment, default_workers, images_only, open_rgb, read_batches, train_loader)
 from ..data.images import match_pairs
@@ -34,8 +35,9 @@ from ..data.scenes import draw_scene
 from ..evaluation import ScoredImages, Scorer
 from ..models import build_model
 from ..pipeline.estimate import estimate_stages
+from ..pipeline.stages import stage_spec
 from ..prototypes import PrototypesSettings, TargetFeatures
-from ..runs import RunConfig, Stage, load_preset, open_domains, small_run, stage_settings
+from ..runs import RunConfig, Stage, load_preset, load_run, open_domains, small_run, stage_settings
 from ..runs.stage import run_owner
 from ..self_training import SelfTrainingSettings
 from .speed import BENCHES as SPEED_BENCHES, Row, write_pairs
@@ -392,11 +394,19 @@ def _run_rows(backbone: str, parts: list[dict]) -> list[Row]:
         rows.append(Row(f"{backbone}_{part['name']}_hours", part['seconds'] / 3600, 'hours'))
     return [*rows, Row(f'{backbone}_hours', sum(part['seconds'] for part in parts) / 3600, 'hours')]
 
+def _run_here(run_dir: Path, name: str):
+    "Run a stage in this process; what it takes of a GPU is counted from here."
+    gc.collect()
+    device = pick_device(load_run(run_dir).device)
+    if is_accelerator(device):
+        torch.get_device_module(device).reset_peak_memory_stats()
+    stage_spec(name).run(run_dir, name)
+
 def bench_whole(device: str = 'cpu',   # cpu or cuda
                 backbones: tuple = ('mobilenet_v2', 'resnet101'),
                 counts: tuple = (24_966, 2_975, 500),   # images of source, target and evaluation
                 source_size: tuple = (1052, 1914), target_size: tuple = (1024, 2048),   # of the files
-                images: int = 8, steps: int = 24,       # of the smaller trial
+                images: int = 6, steps: int = 20,       # of the smaller trial
                 changes: tuple = (),   # settings of the preset gta5-cityscapes
                 ) -> list[Row]:
     "A run with the published settings on files like GTA5's and Cityscapes': feeding, steps, memory, hours."
@@ -406,7 +416,7 @@ def bench_whole(device: str = 'cpu',   # cpu or cuda
         config = _full_size_config(Path(root), counts, sizes, [f'device={device}', *changes])
         rows += _feed_rows(config, pick_device(device), 2 * steps)
         for backbone in backbones:
-            parts = estimate_stages(replace(config, backbone=backbone), counts, images, steps)
+            parts = estimate_stages(replace(config, backbone=backbone), counts, images, steps, _run_here)
             rows += _run_rows(backbone, parts)
     return rows
 
