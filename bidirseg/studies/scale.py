@@ -404,7 +404,7 @@ def _run_here(run_dir: Path, name: str):
 
 def bench_whole(device: str = 'cpu',   # cpu or cuda
                 backbones: tuple = ('mobilenet_v2', 'resnet101'),
-                counts: tuple = (24_966, 2_975, 500),   # images of source, target and evaluation
+                counts: tuple = (24_966, 2_975, 500),   # images of source, target and evaluation in the whole run
                 source_size: tuple = (1052, 1914), target_size: tuple = (1024, 2048),   # of the files
                 images: int = 6, steps: int = 20,       # of the smaller trial
                 changes: tuple = (),   # settings of the preset gta5-cityscapes
@@ -412,8 +412,9 @@ def bench_whole(device: str = 'cpu',   # cpu or cuda
     "A run with the published settings on files like GTA5's and Cityscapes': feeding, steps, memory, hours."
     counts = dict(zip(('source', 'target', 'evaluation'), counts))
     sizes, rows = dict(source=source_size, target=target_size, evaluation=target_size), []
+    files = {name: min(count, 3 * images) for name, count in counts.items()}
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
-        config = _full_size_config(Path(root), counts, sizes, [f'device={device}', *changes])
+        config = _full_size_config(Path(root), files, sizes, [f'device={device}', *changes])
         rows += _feed_rows(config, pick_device(device), 2 * steps)
         for backbone in backbones:
             parts = estimate_stages(replace(config, backbone=backbone), counts, images, steps, _run_here)
