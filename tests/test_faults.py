@@ -252,6 +252,27 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
     assert 'Traceback' not in log.read_text() and seconds < 60
 
 
+def interrupted_at_import(module: str, folder: Path, line: list, **options) -> subprocess.CompletedProcess:
+    "Do a line in which Ctrl-C comes just when a module is imported; where nobody minds, it ends with 7."
+    (folder/f'{module}.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n')
+    environment = {**os.environ, 'PYTHONPATH': f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize('module', ['lazy_loader', 'numpy', 'torch'])   # of the package, of the commands, of one
+def test_ctrl_c_during_imports_is_one_line(module, tmp_path):
+    ended = interrupted_at_import(module, tmp_path, [BIN/'bidirseg', 'run', 'demo', '--run-dir', tmp_path/'run'])
+    assert (ended.returncode, ended.stderr) == (130, 'bidirseg: stopped; the same line goes on from here\n')
+
+
+def test_ctrl_c_is_left_to_who_ignores_it_and_to_other_programs(tmp_path):
+    ignored = interrupted_at_import('numpy', tmp_path, [BIN/'bidirseg', '--version'],
+                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert ignored.returncode == 7, ignored.stderr
+    other = interrupted_at_import('numpy', tmp_path, [sys.executable, '-c', 'import bidirseg.cli'])
+    assert other.returncode == -signal.SIGINT and 'KeyboardInterrupt' in other.stderr
+
+
 # Data that change
 
 @pytest.mark.parametrize('how', ['middle', 'gone'])
