@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -20,10 +21,11 @@ from test_batches import SHORT
 
 from bidirseg.cli import main
 from bidirseg.core import InputError, load_json, load_torch, save_json, save_torch
-from bidirseg.data import open_colors, open_ids, open_rgb
+from bidirseg.data import ahead, open_colors, open_ids, open_rgb
 from bidirseg.models import build_model, load_checkpoint, save_checkpoint
 from bidirseg.pipeline.predict import load
 from bidirseg.pipeline.stages import reuse_stage, stage_spec
+from bidirseg.reweighting import fit_centroids
 from bidirseg.runs import RunConfig, Stage, load_preset, open_stage, run_lock, small_run, stage_dir, start_run
 from bidirseg.runs.config import StageSettings
 from bidirseg.runs.stage import clear_folder
@@ -372,6 +374,36 @@ def test_a_full_disk_names_the_file(run_dir, preset, tmp_path, capsys, monkeypat
     with pytest.raises(OSError, match='No space left on device'):
         run_data(run_dir, sample=2)
     assert not list(run_dir.rglob('.*.tmp*')) and not (run_dir/'01_data'/'stage.json').exists()
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems keep no such limit')
+@pytest.mark.parametrize('more, work', [(2**25, lambda rows: fit_centroids(rows, 3)),      # OpenBLAS tries without end
+                                        (2**19, lambda rows: list(ahead(sum, rows, 1)))])   # a thread does not begin
+def test_want_of_memory_is_said_where_it_would_be_waited_for(more, work):
+    rows, limit = torch.rand(300, 4), resource.getrlimit(resource.RLIMIT_AS)
+    work(rows)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, limit[1]))
+    try:
+        with pytest.raises(MemoryError, match='bytes cannot be had'):
+            work(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_want_of_memory_spoils_no_state(run_dir, capsys):
+    "Neither a model nor a state is called broken for it."
+    stage = Stage(run_dir, 'source_only', stage_spec('source_only').settings)
+    stage.is_complete()
+    stage.owner = ''
+    stage.save_checkpoint(dict(step=1))
+    refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch, 'load', Mock(side_effect=refused))
+        stage.checkpoint()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.nn.Module, 'load_state_dict', Mock(side_effect=refused))
+        stage.load_model('source_only')
+    assert stage.checkpoint()['step'] == 1 and not capsys.readouterr().out
 
 
 def test_a_run_that_is_deleted_midway_is_one_line(tmp_path):
