@@ -20,8 +20,9 @@ from PIL import Image
 from test_batches import SHORT
 
 from bidirseg.cli import main
-from bidirseg.core import InputError, load_json, load_torch, save_json, save_torch
+from bidirseg.core import InputError, load_json, load_torch, read_toml, save_json, save_torch
 from bidirseg.data import ahead, open_colors, open_ids, open_rgb
+from bidirseg.data.class_files import find_class_names
 from bidirseg.models import build_model, load_checkpoint, save_checkpoint
 from bidirseg.pipeline.predict import load
 from bidirseg.pipeline.stages import reuse_stage, stage_spec
@@ -434,6 +435,12 @@ def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
         for opener in (open_rgb, open_ids, open_colors):
             with pytest.raises(InputError, match='no plain file'):
                 opener(image)
+    (tmp_path/'classes.txt').symlink_to('/proc/self/environ')
+    (tmp_path/'own.toml').unlink()
+    (tmp_path/'own.toml').symlink_to('/dev/zero')
+    for read in (lambda: find_class_names([tmp_path]), lambda: read_toml(tmp_path/'own.toml')):
+        with pytest.raises(InputError, match='no plain file'):
+            read()
     os.mkfifo(tmp_path/'pipe.png')
     with pytest.raises(InputError, match='no plain file'):
         open_ids(tmp_path/'pipe.png')
