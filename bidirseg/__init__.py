@@ -1,6 +1,20 @@
 __version__ = "0.1.0"
 
 import os
+import signal
+import sys
+
+
+def _stop(number, frame):
+    "Ctrl-C while the command line is imported, which takes a while: nothing has begun that could be left half done."
+    os.write(2, b'bidirseg: stopped; the same line goes on from here\n')
+    os._exit(130)
+
+
+# Not where this is imported by another program, nor where Ctrl-C is ignored. `bidirseg.cli` then answers itself.
+_program = os.path.basename(getattr(sys.modules['__main__'], '__file__', None) or '')
+if _program == 'bidirseg' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _stop)
 
 import lazy_loader
 

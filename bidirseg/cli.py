@@ -599,6 +599,8 @@ def _stopped_by_signals() -> Iterator:
 def _ended(args: Namespace) -> int:   # exit status
     "Carry out a command that signals may stop."
     try:
+        if signal.getsignal(signal.SIGINT) is bidirseg._stop:   # which answers while nothing has begun
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         with _stopped_by_signals():
             return _carry_out(args)
     except KeyboardInterrupt as stop:

@@ -6,9 +6,9 @@
 __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageError', 'check_name', 'spaced_indices', 'seed_of',
            'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path', 'sync_files',
            'synced_at_end', 'remove_half_written', 'save_json', 'load_json', 'check_text', 'check_plain_file',
-           'read_toml', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device', 'is_accelerator',
-           'autocast', 'progress_style', 'progress', 'cpu_count', 'die_with_parent', 'exit_with_parent', 'start_worker',
-           'peak_memory', 'versions', 'commit']
+           'read_toml', 'lacks_memory', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device',
+           'is_accelerator', 'autocast', 'progress_style', 'progress', 'cpu_count', 'check_memory', 'check_blas_memory',
+           'die_with_parent', 'exit_with_parent', 'start_worker', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -21,6 +21,7 @@ import errno
 import functools
 import hashlib
 import json
+import mmap
 import multiprocessing
 import os
 import platform
@@ -307,6 +308,13 @@ def read_toml(path: str | Path,
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: {error}", "a TOML file", _toml_fix(text, error)) from None
 
+# %% ../nbs/11_core.ipynb #bea56a31
+_NO_MEMORY = re.compile(r"allocate memory|out of memory|failed to map segment|can't start new thread")
+
+def lacks_memory(said: str) -> bool:
+    "Whether the text of an error says that memory was wanting."
+    return bool(_NO_MEMORY.search(said))
+
 # %% ../nbs/11_core.ipynb #f4451475
 def save_torch(path: str | Path, obj) -> Path:
     "Write tensors and plain containers atomically, in the form `torch.load(..., weights_only=True)` reads."
@@ -344,6 +352,8 @@ def load_torch(path: str | Path, what: str = 'a file of tensors'):
     except zipfile.BadZipFile as error:
         raise InputError(f"{path} is damaged ({error})", what, "make it again or copy it again") from None
     except Exception as error:   # torch answers broken files with errors of every kind
+        if isinstance(error, MemoryError) or lacks_memory(str(error)):
+            raise MemoryError(str(error)) from None
         seen = f"{path} cannot be read as tensors ({type(error).__name__})"
         raise InputError(seen, what, "make it again or take another file") from None
 
@@ -518,6 +528,20 @@ def cpu_count() -> int:
     "Processors that this process may use; of several that PyTorch's launcher started here, each has its share."
     mine = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     return int(max(1, min(mine, _quota()) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
+
+# %% ../nbs/11_core.ipynb #61d0d9de
+def check_memory(size: int   # bytes
+                 ):
+    "Raise `MemoryError` where so much memory cannot be had."
+    try:
+        mmap.mmap(-1, size).close()
+    except OSError:
+        raise MemoryError(f'{size} bytes cannot be had') from None
+
+# %% ../nbs/11_core.ipynb #186eb4f3
+def check_blas_memory():
+    "Raise `MemoryError` where OpenBLAS would wait for its buffers."
+    check_memory((cpu_count() + 1) * 2**25)
 
 # %% ../nbs/11_core.ipynb #3e9c261f
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)   # the second is what clusters send ahead of a time limit

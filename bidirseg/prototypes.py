@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import InputError, check_name, load_torch, save_json, save_torch, spaced_indices, stream
+from .core import (
+    InputError, check_blas_memory, check_name, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
 from .mixture import ClassPrototypes, Reservoir, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
@@ -104,6 +105,7 @@ def fit_whitening(rows: dict[int, Tensor],  # class -> (n, d) features
     if channels > min(every.shape):
         raise InputError(f"whiten={channels} for {len(every)} features of {every.shape[1]} channels",
                          "at most as many axes as there are features and channels", f"set whiten={min(every.shape)}")
+    check_blas_memory()
     pca = PCA(channels, svd_solver='covariance_eigh').fit(every.double().numpy())
     axes = torch.from_numpy(pca.components_ / np.sqrt(pca.explained_variance_)[:, None])
     whitening = nn.Linear(every.shape[1], channels).requires_grad_(False)

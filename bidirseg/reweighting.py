@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, autocast, load_torch, save_json, save_torch, spaced_indices
+from .core import InputError, autocast, check_blas_memory, load_torch, save_json, save_torch, spaced_indices
 from .data import IGNORE, ImageSet, Samples, images_only, read_batches
 from .mixture import check_finite, check_rows
 from .models import build_backbone, forward, to_device, upsample
@@ -48,6 +48,7 @@ def fit_centroids(X: Tensor,               # (n, d) regional features of the tar
     if not 1 <= n_centroids <= len(X):
         raise InputError(f"n_centroids={n_centroids} for {len(X)} rows", "between 1 and the number of rows",
                          f"set n_centroids={min(40, len(X))}")
+    check_blas_memory()
     kmeans = MiniBatchKMeans(n_centroids, random_state=(random_state or 0) % 2**32, n_init=3, batch_size=4096)
     return torch.from_numpy(kmeans.fit(X.cpu().numpy()).cluster_centers_.astype(np.float32))
 

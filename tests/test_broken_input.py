@@ -3,6 +3,7 @@ or read."""
 import io
 import os
 import pickle
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -350,3 +351,21 @@ def test_archives_stay_in_their_folder(tmp_path):
         refuses(lambda: unpack(inside), 'outside of')
         path.unlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ['in']
+
+
+def test_archives_make_no_links_replace_no_file_and_are_no_bombs(tmp_path, capsys, monkeypatch):
+    (tmp_path/'b.txt').write_text('mine')
+    with tarfile.open(tmp_path/'a.tar', 'w') as archive:
+        link = tarfile.TarInfo('etc')
+        link.type, link.linkname = tarfile.SYMTYPE, '/etc'
+        archive.addfile(link)
+        for name in ('b.txt', 'c.txt'):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    monkeypatch.setattr('bidirseg.data.archives._MOST_FILES', 2)
+    refuses(lambda: unpack(tmp_path), 'a.tar unpacks to 3 files or more')
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.tar', 'b.txt']
+    monkeypatch.undo()
+    assert unpack(tmp_path) == {'a.tar': 1}
+    assert '1 links or devices are left out, such as etc' in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['a.tar', 'b.txt', 'c.txt']
+    assert (tmp_path/'b.txt').read_text() == 'mine'

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import psutil
@@ -19,11 +20,13 @@ from PIL import Image
 from test_batches import SHORT
 
 from bidirseg.cli import main
-from bidirseg.core import InputError, load_json, load_torch, save_json, save_torch
-from bidirseg.data import open_colors, open_ids, open_rgb
+from bidirseg.core import InputError, load_json, load_torch, read_toml, save_json, save_torch
+from bidirseg.data import ahead, open_colors, open_ids, open_rgb
+from bidirseg.data.class_files import find_class_names
 from bidirseg.models import build_model, load_checkpoint, save_checkpoint
 from bidirseg.pipeline.predict import load
 from bidirseg.pipeline.stages import reuse_stage, stage_spec
+from bidirseg.reweighting import fit_centroids
 from bidirseg.runs import RunConfig, Stage, load_preset, open_stage, run_lock, small_run, stage_dir, start_run
 from bidirseg.runs.config import StageSettings
 from bidirseg.runs.stage import clear_folder
@@ -252,6 +255,27 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
     assert 'Traceback' not in log.read_text() and seconds < 60
 
 
+def interrupted_at_import(module: str, folder: Path, line: list, **options) -> subprocess.CompletedProcess:
+    "Do a line in which Ctrl-C comes just when a module is imported; where nobody minds, it ends with 7."
+    (folder/f'{module}.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n')
+    environment = {**os.environ, 'PYTHONPATH': f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, **options)
+
+
+@pytest.mark.parametrize('module', ['lazy_loader', 'numpy', 'torch'])   # of the package, of the commands, of one
+def test_ctrl_c_during_imports_is_one_line(module, tmp_path):
+    ended = interrupted_at_import(module, tmp_path, [BIN/'bidirseg', 'run', 'demo', '--run-dir', tmp_path/'run'])
+    assert (ended.returncode, ended.stderr) == (130, 'bidirseg: stopped; the same line goes on from here\n')
+
+
+def test_ctrl_c_is_left_to_who_ignores_it_and_to_other_programs(tmp_path):
+    ignored = interrupted_at_import('numpy', tmp_path, [BIN/'bidirseg', '--version'],
+                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    assert ignored.returncode == 7, ignored.stderr
+    other = interrupted_at_import('numpy', tmp_path, [sys.executable, '-c', 'import bidirseg.cli'])
+    assert other.returncode == -signal.SIGINT and 'KeyboardInterrupt' in other.stderr
+
+
 # Data that change
 
 @pytest.mark.parametrize('how', ['middle', 'gone'])
@@ -353,6 +377,36 @@ def test_a_full_disk_names_the_file(run_dir, preset, tmp_path, capsys, monkeypat
     assert not list(run_dir.rglob('.*.tmp*')) and not (run_dir/'01_data'/'stage.json').exists()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems keep no such limit')
+@pytest.mark.parametrize('more, work', [(2**25, lambda rows: fit_centroids(rows, 3)),      # OpenBLAS tries without end
+                                        (2**19, lambda rows: list(ahead(sum, rows, 1)))])   # a thread does not begin
+def test_want_of_memory_is_said_where_it_would_be_waited_for(more, work):
+    rows, limit = torch.rand(300, 4), resource.getrlimit(resource.RLIMIT_AS)
+    work(rows)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, limit[1]))
+    try:
+        with pytest.raises(MemoryError, match='bytes cannot be had'):
+            work(rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
+def test_want_of_memory_spoils_no_state(run_dir, capsys):
+    "Neither a model nor a state is called broken for it."
+    stage = Stage(run_dir, 'source_only', stage_spec('source_only').settings)
+    stage.is_complete()
+    stage.owner = ''
+    stage.save_checkpoint(dict(step=1))
+    refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch, 'load', Mock(side_effect=refused))
+        stage.checkpoint()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(torch.nn.Module, 'load_state_dict', Mock(side_effect=refused))
+        stage.load_model('source_only')
+    assert stage.checkpoint()['step'] == 1 and not capsys.readouterr().out
+
+
 def test_a_run_that_is_deleted_midway_is_one_line(tmp_path):
     run_dir = small_run(tmp_path/'run')
     with pytest.raises(InputError, match='was deleted while warmup worked in it'):
@@ -381,6 +435,12 @@ def test_a_nul_and_special_files_are_refused(tmp_path, capsys):
         for opener in (open_rgb, open_ids, open_colors):
             with pytest.raises(InputError, match='no plain file'):
                 opener(image)
+    (tmp_path/'classes.txt').symlink_to('/proc/self/environ')
+    (tmp_path/'own.toml').unlink()
+    (tmp_path/'own.toml').symlink_to('/dev/zero')
+    for read in (lambda: find_class_names([tmp_path]), lambda: read_toml(tmp_path/'own.toml')):
+        with pytest.raises(InputError, match='no plain file'):
+            read()
     os.mkfifo(tmp_path/'pipe.png')
     with pytest.raises(InputError, match='no plain file'):
         open_ids(tmp_path/'pipe.png')

@@ -77,6 +77,19 @@ def test_second_run_does_nothing(finished, preset, call):
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
+def test_a_damaged_notebook_is_a_word_and_no_reason_to_run_again(finished, preset, tmp_path, capsys):
+    run_dir, line = shutil.copytree(finished, tmp_path/'run'), ['run', str(preset), '--until', 'data', '--run-dir']
+    notebook = stage_dir(run_dir, 'data')/'notebook.ipynb'
+    assert main([*line, str(run_dir)]) == 0 and 'notebook.ipynb' not in capsys.readouterr().out
+    content = bytearray(notebook.read_bytes())
+    content[len(content) // 2] ^= 4
+    notebook.write_bytes(content)
+    assert main([*line, str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert 'data: complete' in said and 'data: notebook.ipynb is not as it was executed' in said
+    assert notebook.read_bytes() == content
+
+
 def test_a_stage_from_the_shell_goes_into_a_run_of_its_own(finished, call, root, tmp_path):
     "What holds is taken over, the other run stays, and the notebook that made the labels lies beside them."
     run_dir, before = tmp_path/'run', {path: path.stat().st_mtime_ns for path in finished.rglob('*')}

@@ -142,6 +142,8 @@ def test_links_lead_to_files_beside_the_page(tmp_path):
     save_json(folder/'stage.json', made_by(1.) | dict(outputs={'a & b #1': '', 'gone.pt': '', '../../../x': ''}))
     links = [link for link in re.findall('href="([^"]*)"', report(run_dir).read_text()) if link[0] not in 'd#']
     assert links == ['03_warmup/notebook.ipynb', '03_warmup/a%20%26%20b%20%231']
+    save_json(folder/'stage.json', made_by(1.) | dict(outputs={}, notebook='0123456789abcdef'))
+    assert 'notebook.ipynb (not as it was executed)' in report(run_dir).read_text()
 
 
 def test_changed_settings_are_marked(tmp_path):

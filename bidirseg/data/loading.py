@@ -24,8 +24,9 @@ import numpy as np
 import torch
 
 from .._compat import tv_tensors
-from ..core import (
-    InputError, atomic_path, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker, stream)
+from bidirseg.core import (
+    InputError, atomic_path, check_memory, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker,
+    stream)
 from .images import ImageSet, LabeledImageSet, open_ids
 
 # %% ../../nbs/data/07_loading.ipynb #192341ef
@@ -242,6 +243,7 @@ def ahead(function: Callable, items: Iterable,
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
+                check_memory(2**20)   # for a thread to begin
                 waiting.append(pool.submit(call, item))
                 while waiting and (len(waiting) > 2 * threads or waiting[0].done()):
                     yield waiting.popleft().result()

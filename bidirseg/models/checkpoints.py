@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import numpy as np
 import torch
 
-from ..core import InputError, load_torch, save_torch
+from ..core import InputError, lacks_memory, load_torch, save_torch
 from .backbones import compare_states, read_state_dict
 from .deeplab import build_model
 
@@ -57,6 +57,8 @@ def load_checkpoint(path: str | Path,                    # written by save_check
         model = build_model(weights=None, **_current_names(data['build']))   # a file that asks for some is refused
         model.load_state_dict(data['state'])
     except (RuntimeError, TypeError, KeyError, AttributeError, InputError) as error:
+        if lacks_memory(str(error)):
+            raise MemoryError(str(error)) from None
         raise InputError(f"{path}: {type(error).__name__} {str(error)[:200]}", what,
                          "it is broken or made by another version: train again") from None
     return model.to(device).eval(), data['extra']

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from jupyter_client import AsyncKernelManager
 
-from ..core import InputError, StageError, naming_file
+from ..core import InputError, StageError, lacks_memory, naming_file
 from ..runs.log import RunLog
 
 if TYPE_CHECKING:   # both take seconds; functions import them, so that a kernel need not
@@ -44,13 +44,11 @@ def _parse_error(line: str) -> tuple[str, str, str]:  # seen, wanted, fix
     wanted, _, fix = rest.partition('. Fix: ')
     return seen, wanted, fix
 
-_NO_MEMORY = re.compile(r"allocate memory|out of memory|failed to map segment|can't start new thread")
-
 def _as_input_error(error: 'PapermillExecutionError') -> InputError | None:
     "What the user can fix about an error in a kernel, if anything."
     if error.ename == 'InputError':
         return InputError(*_parse_error(error.evalue))
-    if error.ename == 'MemoryError' or _NO_MEMORY.search(error.evalue):
+    if error.ename == 'MemoryError' or lacks_memory(error.evalue):
         return InputError(f'{error.ename}: {error.evalue or "no memory was left"}', 'enough memory for this stage',
                           'end other programs, or set a smaller batch_size, crop or size; the same line goes on')
     if 'DataLoader worker' in error.evalue:

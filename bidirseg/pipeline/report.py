@@ -26,7 +26,7 @@ from ..runs import (RunConfig, changed_settings, csv_link, fill, html_figure, ht
                            html_table, label_space, load_run, markdown, mean_spread, own_path, percent, render,
                            run_line, stage_dir, stage_kind, stage_names, supervision_text, trained_stages)
 from ..runs.charts import bar_chart, confusion_chart, curve_chart, gain_chart, map_chart
-from ..runs.stage import check_recorded
+from ..runs.stage import check_recorded, is_as_executed
 
 # %% ../../nbs/pipeline/02_report.ipynb #1eb6d257
 def _score_row(name: str,
@@ -208,7 +208,8 @@ def _links(run_dir: Path, name: str, record: dict) -> list[tuple[str, str]]:   #
     folder = stage_dir(run_dir, name)
     files = [file for file in ('notebook.ipynb', *record['outputs']) if not file.startswith('pictures')]   # shown here
     there = [file for file in files if own_path(run_dir, folder/file)]
-    return [(file, quote(f'{folder.name}/{file}')) for file in there]
+    words = {} if is_as_executed(folder) else {'notebook.ipynb': 'notebook.ipynb (not as it was executed)'}
+    return [(words.get(file, file), quote(f'{folder.name}/{file}')) for file in there]
 
 # %% ../../nbs/pipeline/02_report.ipynb #0b0a2ee0
 _NO_MODEL = ('image', 'labels')   # rows of the evaluation's pictures that no model made

@@ -34,7 +34,8 @@ from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finis
                            start_run)
 from ..runs import notebooks_folder as notebooks_folder
 from ..runs.log import RunLog
-from ..runs.stage import check_stage_folder, clear_folder, own_files, withdraw_record
+from ..runs.stage import (
+    check_stage_folder, clear_folder, is_as_executed, own_files, record_notebook, withdraw_record)
 from ..training import TrainSettings
 
 # %% ../../nbs/pipeline/01_stages.ipynb #f770c3cd
@@ -248,6 +249,7 @@ def _run_notebook(run_dir: Path, name: str, log: RunLog):
     parameters = dict(run_dir=str(run_dir.resolve()), stage=name, **settings)
     with own_kernel(log.style) as kernel:
         execute(stage_notebook(config, name), folder/'notebook.ipynb', parameters, kernel, log)
+    record_notebook(folder)
 
 def run_stage(run_dir: Path, name: str):
     "Execute a stage's notebook into its folder, unless the stage is complete."
@@ -309,6 +311,8 @@ def _run_or_skip(run_dir: Path, name: str, others: list[Path], log: RunLog):
     place = dict(number=number, of=of)
     if reuse_stage(run_dir, name, others):
         log.event('complete', f'[{number}/{of}] {name}: complete', **place)
+        if not is_as_executed(stage_dir(run_dir, name)):
+            log.event('output', f'{name}: notebook.ipynb is not as it was executed; the results do not depend on it')
         return
     log.event('start', f'[{number}/{of}] {name}', **place)
     _run_notebook(run_dir, name, log)

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import InputError, atomic_path, progress
+from ..core import InputError, atomic_path, check_blas_memory, progress
 from ..data import ImageSet, Samples, read_batches
 from ..data.images import file_fingerprint
 from ..models import predict_features
@@ -42,6 +42,7 @@ def pick_images(scores: np.ndarray,   # (n,) mean log likelihood of each image
     "Of each cluster of images the one that the prototypes explain worst."
     from sklearn.cluster import KMeans
     count = min(count, len(scores))
+    check_blas_memory()
     clusters = KMeans(count, n_init=4, random_state=seed).fit_predict(means)
     picks = []
     for cluster in np.unique(clusters):

@@ -81,9 +81,9 @@ def spoken(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith('bidirseg: ')]
 
 
-def said_one_line(text: str):
+def said_one_line(text: str, status: int):
     "One line, and whatever libraries say that have no memory."
-    assert len(spoken(text)) == 1, f'it said {spoken(text) or text[-500:]}'
+    assert len(spoken(text)) == 1, f'status {status}, and it said {spoken(text) or text[-500:]}'
 
 
 def said_one_clear_line(text: str, status: int):

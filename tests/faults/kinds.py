@@ -195,8 +195,9 @@ def few_bytes(case: Case):
         resource.setrlimit(resource.RLIMIT_AS, (has + more, resource.RLIM_INFINITY))
 
     child = case.start(prepare=limit)
-    struck(child.wait() != 0)
-    checks.said_one_line(child.said())   # of any library's error, which may be about a font
+    status = child.wait()
+    struck(status != 0)
+    checks.said_one_line(child.said(), status)   # of any library's error, which may be about a font
     case.said += checks.spoken(child.said())
 
 
