@@ -252,8 +252,8 @@ def save(self: Trainer):
     "Write the state into the stage's `resume.pt`."
     states = {name: network.state_dict() for name, network in self.networks.items()}
     seconds = self.stage.extra.get('seconds_before', 0) + time.monotonic() - self.began
-    self.stage.save_checkpoint(dict(step=self.step, history=self.history, seconds=seconds,
-                                    optimizer=self.optimizer.state_dict(), **states))
+    self.stage.save_checkpoint(dict(step=self.step, seconds=seconds, optimizer=self.optimizer.state_dict(), **states),
+                               self.history)
 
 # %% ../../nbs/training/02_loop.ipynb #538fc896
 @patch
