@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['process_share', 'BatchInParts', 'sum_over_processes', 'GlobalBatchNorm2d', 'GlobalBatchNormAct2d',
-           'use_global_batch_norm', 'average_gradients', 'mean_over_processes', 'gather_names', 'check_processes']
+           'use_global_batch_norm', 'average_gradients', 'mean_over_processes', 'check_processes']
 
 # %% ../../nbs/training/04_distributed.ipynb #06067d05
 from typing import Iterable, Iterator
@@ -160,13 +160,6 @@ def mean_over_processes(values: Tensor) -> Tensor:
     total = values.detach().clone()
     dist.all_reduce(total)
     return total / world_size()
-
-def gather_names(names: list[str]) -> list[str]:
-    "The names that all processes bring."
-    lists = [names] * world_size()
-    if world_size() > 1:
-        dist.all_gather_object(lists, names)
-    return [name for own in lists for name in own]
 
 # %% ../../nbs/training/04_distributed.ipynb #077fc89f
 def check_processes(processes: int,       # on each host
