@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from bidirseg.cli import main
 from bidirseg.core import load_json
 from bidirseg.data import augment
-from bidirseg.models import SegmentationOutput, forward_domains, upsample
+from bidirseg.models import SegmentationOutput, build_backbone, forward_domains, upsample
 from bidirseg.runs import open_stage, processes, small_run, stage_dir
 from bidirseg.runs.hosts import dismiss, follow, lead
 from bidirseg.runs.processes import rank
@@ -47,6 +47,19 @@ class PlainNetwork(TinyNetwork):
     def __init__(self):
         super().__init__()
         self.backbone[1] = self.classifier[1] = nn.Identity()
+
+
+class NetworkOfTimm(nn.Module):
+    "A convolutional network of timm whose batch norm has an activation, with a classifier on its coarse map."
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = build_backbone('timm/test_efficientnet')
+        self.classifier = nn.Conv2d(self.backbone.high_channels, 19, 1)
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        _, features = self.backbone(images)
+        return SegmentationOutput(features, self.classifier(features))
 
 
 @dataclass
@@ -123,6 +136,15 @@ def test_a_batch_in_parts_has_the_losses_of_the_whole(tmp_path):
 
 
 SHORT = replace(FIFTY, steps=10, checkpoint_every=5)
+
+
+def test_a_network_of_timm_has_the_losses_of_one_process(tmp_path):
+    alone, state = train(small_run(tmp_path/'1'), 1, SHORT, network=NetworkOfTimm)
+    history, other = train(small_run(tmp_path/'2'), 2, SHORT, network=NetworkOfTimm)
+    for row, expected in zip(history, alone, strict=True):
+        assert row == pytest.approx(expected, abs=1e-4)
+    for name, value in state.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture(scope='module')

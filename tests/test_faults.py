@@ -145,10 +145,15 @@ def test_what_is_taken_over_leaves_notes_where_they_are(run_dir, finished, prese
 def test_a_flipped_bit_in_a_checkpoint_is_found(run_dir, capsys):
     stage = Stage(run_dir, 'source_only', stage_spec('source_only').settings)
     stage.is_complete()
-    stage.owner, state = '', dict(weights=torch.arange(1000.))
+    stage.owner, state, rows = '', dict(weights=torch.arange(1000.)), [dict(loss=3.), dict(loss=2.)]
     for step in (1, 2):
-        stage.save_checkpoint(dict(state, step=step))
+        stage.save_checkpoint(dict(state, step=step), rows[:step])
     assert stage.checkpoint()['step'] == 2
+    history = (stage.dir/'.history.jsonl').read_bytes()
+    flip(stage.dir/'.history.jsonl', .9)   # in the second row
+    assert stage.checkpoint()['history'] == rows[:1]
+    assert f'{stage.dir}/.history.jsonl is damaged' in capsys.readouterr().out
+    (stage.dir/'.history.jsonl').write_bytes(history)
     flip(stage.dir/'resume.pt')
     assert stage.checkpoint()['step'] == 1
     assert f'{stage.dir}/resume.pt is damaged' in capsys.readouterr().out
@@ -157,7 +162,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(run_dir, capsys):
     flip(stage.dir/'.resume_before.pt')
     assert stage.checkpoint() is None
     stage.remove_states()
-    assert not list(stage.dir.glob('*resume*'))
+    assert not list(stage.dir.glob('*resume*')) and not (stage.dir/'.history.jsonl').exists()
 
 
 def test_damaged_checkpoints_never_block_a_training(finished, run_dir, capsys):
@@ -250,7 +255,8 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
     assert status == 143 and 'stopped; the same line goes on' in log.read_text(), log.read_text()
     assert helpers and not psutil.wait_procs(helpers, timeout=20)[1], 'a process outlives its run'
     state = load_torch(run_dir/'02_source_only'/'resume.pt')
-    assert 0 < state['step'] < 90_000 and len(state['history']) == state['step']
+    rows = (run_dir/'02_source_only'/'.history.jsonl').read_text().splitlines()
+    assert 0 < state['step'] < 90_000 and len(rows) == state['kept']['rows'] == state['step']
     assert not (tmp_path/'was_here').exists(), 'code of the folder at hand was run'
     assert 'Traceback' not in log.read_text() and seconds < 60
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from ..core import InputError, check_name, load_torch, save_torch, seed_of
 from .density import (
     DiagonalGaussians, check_rows, full_precision, row_chunks, score_rows)
-from .em import GaussianMixture, MixtureStatistics, e_step, gather_objects, m_step, read_batches
+from .em import GaussianMixture, MixtureStatistics, checked_batches, e_step, gather_objects, m_step
 
 # %% ../../nbs/mixture/02_class_mixture.ipynb #6971c199
 def _check_shapes(weights: Tensor, means: Tensor, covariances: Tensor) -> None:
@@ -213,7 +213,7 @@ def _target_statistics(prototypes: ClassPrototypes,
     what = 'target features'
     with full_precision(prototypes.means_.device):
         gaussians = prototypes._gaussians(prototypes.log_prior_, moments=True)
-        batches = (check_rows(x, prototypes.means_, what) for x in read_batches(make_batches, what))
+        batches = (check_rows(x, prototypes.means_, what) for x in checked_batches(make_batches, what))
         statistics = sum(e_step(gaussians, x, what) for x in batches)
     if not isinstance(statistics, MixtureStatistics):
         raise InputError("no target rows", "at least one row in every pass",

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MixtureStatistics', 'e_step', 'm_step', 'squared_distances', 'kmeans_plusplus', 'kmeans', 'from_labels',
-           'GaussianMixture', 'read_batches', 'gather_objects', 'sample_rows', 'ConvergenceWarning']
+           'GaussianMixture', 'checked_batches', 'gather_objects', 'sample_rows', 'ConvergenceWarning']
 
 # %% ../../nbs/mixture/01_em.ipynb #a9ef7cf0
 from dataclasses import dataclass
@@ -410,9 +410,9 @@ def sample(self: GaussianMixture, n: int = 1) -> tuple[Tensor, Tensor]:
     return rows.to(self.means_), component.to(self.means_.device)
 
 # %% ../../nbs/mixture/01_em.ipynb #bee02224
-def read_batches(make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over them
-                 what: str = 'features',                        # how messages call the rows
-                 ) -> Iterator[Tensor]:                         # those with rows
+def checked_batches(make_batches: Callable[[], Iterable[Tensor]],  # makes a fresh pass over them
+                    what: str = 'features',                        # how messages call the rows
+                    ) -> Iterator[Tensor]:                         # those with rows
     "One checked pass over batches of rows (n_i, d)."
     if not callable(make_batches):
         raise InputError(f"{what}: batches as {type(make_batches).__name__}",
@@ -442,7 +442,7 @@ def _count_rows(make_batches: Callable[[], Iterable[Tensor]], what: str,
                 ) -> list[int]:   # of each process
     "How many rows all batches have; raises `InputError` if there are none, or some are not finite."
     own = own_bad = 0
-    for x in read_batches(make_batches, what):
+    for x in checked_batches(make_batches, what):
         own += len(x)
         if not torch.isfinite(x.sum()):
             own_bad += int((~torch.isfinite(x)).any(1).sum())
@@ -486,7 +486,7 @@ def sample_rows(make_batches: Callable[[], Iterable[Tensor]],
     if total > n:
         picked = torch.randperm(total, generator=generator)[:n].sort().values
     parts, start = [], sum(counts[:number])
-    for x in read_batches(make_batches, what):
+    for x in checked_batches(make_batches, what):
         here = picked[(picked >= start) & (picked < start + len(x))] - start
         parts.append(x[here.to(x.device)] if len(here) < len(x) else x)
         start += len(x)
@@ -611,7 +611,7 @@ def _repeat_steps(self: GaussianMixture,
     self.converged_, self.lower_bound_, self.n_iter_ = False, -math.inf, 0
     previous = None   # parameters of one step ago
     while self.n_iter_ < self.max_iter and not self.converged_:
-        S = sum(self.statistics(x) for x in read_batches(make_batches, self.what))
+        S = sum(self.statistics(x) for x in checked_batches(make_batches, self.what))
         if process_group:
             S = self._all_reduce(S, process_group)
         bound = float(S.log_likelihood) / n_rows

@@ -100,10 +100,6 @@ def _work(meeting: Meeting, device: torch.device, threads: int, function: Callab
     return result
 
 # %% ../../nbs/runs/07_processes.ipynb #f8f80538
-def _terminate(number: int, frame):
-    "Answer a signal that the launcher does not know by one that it knows."
-    os.kill(os.getpid(), signal.SIGTERM)
-
 @contextlib.contextmanager
 def _signals_of_launcher() -> Iterator:
     "A scope in which the launcher answers signals; one that ended its processes comes once more behind it."
@@ -112,7 +108,7 @@ def _signals_of_launcher() -> Iterator:
         yield
         return
     before, stopped = {number: signal.getsignal(number) for number in _ANSWERED}, None
-    signal.signal(signal.SIGUSR1, _terminate)
+    signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))   # which the launcher knows
     try:
         yield
     except SignalException as error:

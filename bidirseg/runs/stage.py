@@ -81,6 +81,7 @@ class Stage:
         self.settings = stage_settings(settings_class, self.config, name, changes)
         self.params = _stage_params(self.config, self.settings)
         self.extra = {}                # what else the record shall hold
+        self.kept = dict(rows=0, bytes=0, checksum=0)   # of a training's history, in its file
         self._opened: dict[str, ImageSet] = {}
 
     @cached_property
@@ -296,8 +297,9 @@ def _tidy(folder: Path):
     if empty:   # a power cut: what the states say about them is not to be believed
         print(f'{empty[0]} is empty: images are looked at again')
     _keep_written(folder)
-    for path in [*folder.glob('.*.jsonl'), *folder.glob('.*.pt')]:
-        if empty or path.suffix == '.pt' and path.name != _BEFORE and not _is_whole(path):
+    passes = {*folder.glob('.*.jsonl'), *folder.glob('.*.pt')} - {folder/_BEFORE, folder/_HISTORY}
+    for path in sorted(passes):
+        if empty or path.suffix == '.pt' and not _is_whole(path):
             path.unlink()
 
 def _is_whole(path: Path) -> bool:
@@ -329,29 +331,53 @@ def record(self: Stage) -> dict:
                 commit=commit(), device=str(self.device), machine=machine, threads=torch.get_num_threads(), **extra)
 
 # %% ../../nbs/runs/02_stage.ipynb #47f4ac8f
-_BEFORE, _NEW = '.resume_before.pt', '.resume_new.pt'
+_BEFORE, _NEW, _HISTORY = '.resume_before.pt', '.resume_new.pt', '.history.jsonl'
 
 @patch
-def save_checkpoint(self: Stage, state: dict):
+def append_history(self: Stage, history: list[dict]):
+    "Have the rows on the disk that came since the last state."
+    path, kept = self.dir/_HISTORY, self.kept
+    self.note_file(path)   # raises where the run is another's
+    lines = [json.dumps(row) + '\n' for row in history[kept['rows']:]]
+    new = ''.join(lines).encode()
+    with open(path, 'ab') as file:
+        file.truncate(kept['bytes'])
+        file.write(new)
+    sync_files([path])
+    self.kept = dict(rows=len(history), bytes=kept['bytes'] + len(new), checksum=zlib.crc32(new, kept['checksum']))
+
+@patch
+def read_history(self: Stage, kept: dict) -> list[dict]:
+    "The rows of a state, behind which the next ones will be; raises `InputError` where they are damaged."
+    path = self.dir/_HISTORY
+    content = path.read_bytes()[:kept['bytes']] if path.exists() else b''
+    if zlib.crc32(content) != kept['checksum']:
+        raise InputError(f"{path} is damaged", f"the {kept['rows']} rows of a state", "start the line again")
+    self.kept = kept
+    return [json.loads(line) for line in content.splitlines()]
+
+# %% ../../nbs/runs/02_stage.ipynb #865c9f40
+@patch
+def save_checkpoint(self: Stage, state: dict, history: list[dict]):   # a row for each step so far
     "Write the state that a killed run goes on from; the state before stays as a second choice."
-    path, new = self.dir/'resume.pt', save_torch(self.dir/_NEW, dict(state, key=self.key))
+    self.append_history(history)
+    path, new = self.dir/'resume.pt', save_torch(self.dir/_NEW, dict(state, kept=self.kept, key=self.key))
     if path.exists():
         os.replace(path, self.dir/_BEFORE)
     os.replace(new, path)
 
 @patch
-def checkpoint(self: Stage) -> dict | None:
+def checkpoint(self: Stage) -> dict | None:   # with its `history`
     "The state that a killed run of this very work left to go on from; in place of a damaged one the one before."
     for path in (self.dir/'resume.pt', self.dir/_BEFORE):
         if not path.exists():
             continue
         try:
             state = load_torch(path, 'a checkpoint of this stage')
+            if isinstance(state, dict) and state.get('key') == self.key:
+                return state if 'history' in state else dict(state, history=self.read_history(state['kept']))
         except InputError as error:
             print(f'{error.seen}: going on from the one before, if there is one')
-            continue
-        if isinstance(state, dict) and state.get('key') == self.key:
-            return state
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #6fd0394f

@@ -23,18 +23,20 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 import numpy as np
 import torch
+import torch.distributed as dist
 
 # %% ../../nbs/training/02_loop.ipynb #f88780e6
 from ..core import (
     STOP_SIGNALS, InputError, autocast, check_name, is_accelerator, progress, save_json, seeded, spaced_indices)
 from ..data import LabelSpace, Samples, augment, default_workers, train_loader
+from ..mixture.em import gather_objects
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
 from ..runs import RunConfig, Stage, StageSettings, label_space
 from bidirseg.runs.processes import (
     first_speaks, from_first, launch, own_device, pack, processes_in_all, rank, starts_processes, unpack,
     world_size)
-from .distributed import BatchInParts, average_gradients, check_processes, gather_names
+from .distributed import BatchInParts, average_gradients, check_processes
 from .distributed import mean_over_processes, use_global_batch_norm
 from .losses import poly_schedule
 from .memory import check_memory
@@ -231,7 +233,7 @@ def check_all_finite(self: Trainer, values: dict[str, float], loaders: list, bat
     "Raise `InputError` unless all losses of this step are finite."
     if all(math.isfinite(value) for value in values.values()):
         return
-    images = gather_names(_image_keys(loaders, batches))
+    images = sum(gather_objects(_image_keys(loaders, batches), dist.group.WORLD), [])   # of all processes
     raise InputError(f'{self.stage.name} step {self.step}: losses {values} on {images}', 'finite losses',
                      f'look at these images, or lower lr={self.settings.lr}; {self.last_state()}')
 
@@ -252,8 +254,8 @@ def save(self: Trainer):
     "Write the state into the stage's `resume.pt`."
     states = {name: network.state_dict() for name, network in self.networks.items()}
     seconds = self.stage.extra.get('seconds_before', 0) + time.monotonic() - self.began
-    self.stage.save_checkpoint(dict(step=self.step, history=self.history, seconds=seconds,
-                                    optimizer=self.optimizer.state_dict(), **states))
+    self.stage.save_checkpoint(dict(step=self.step, seconds=seconds, optimizer=self.optimizer.state_dict(), **states),
+                               self.history)
 
 # %% ../../nbs/training/02_loop.ipynb #538fc896
 @patch
