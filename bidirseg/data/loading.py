@@ -153,9 +153,11 @@ class Batches:
             yield [(int(order(draw // self.n)[draw % self.n]), draw) for draw in draws]
 
 # %% ../../nbs/data/07_loading.ipynb #38fe93ce
-def default_workers(device: torch.device) -> int:
+def default_workers(device: torch.device,
+                    loaders: int = 1,   # that read at the same time
+                    ) -> int:           # of each
     "Data workers beside the training process: none where both would share the same cores."
-    return min(8, cpu_count() // 2) if is_accelerator(device) else 0
+    return min(16, (cpu_count() - 1) // loaders) if is_accelerator(device) else 0
 
 # %% ../../nbs/data/07_loading.ipynb #06178ff3
 def train_loader(samples: Samples, batch_size: int,

@@ -371,16 +371,20 @@ def _feed_seconds(samples: Samples, batch_size: int, workers: int, steps: int) -
 
 def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]:
     "Seconds of a warm-up's batch, with the target's style, and of self-training's batch of the target, in two views."
-    domains, workers = open_domains(config), default_workers(device)
+    domains = open_domains(config)
     warmup, own = (stage_settings(kind, config, name) for kind, name in
                    ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
     target = images_only(domains['target'])
     styled = source_transform(warmup, warmup, Samples(target, config.source_size, cache_mb=0), config)
     views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
-    samples = dict(source=Samples(domains['source'], config.source_size, transform=styled, cache_mb=0),
-                   target=Samples(target, config.size, transform=views, cache_mb=0))
-    return [Row(f'{name}_batch', _feed_seconds(each, warmup.batch_size, workers, steps), f's with {workers} workers')
-            for name, each in samples.items()]
+    feeds = dict(source=(Samples(domains['source'], config.source_size, transform=styled, cache_mb=0), 1),
+                 target=(Samples(target, config.size, transform=views, cache_mb=0), 2))
+    rows = []
+    for name, (samples, loaders) in feeds.items():
+        workers = default_workers(device, loaders)
+        seconds = _feed_seconds(samples, warmup.batch_size, workers, steps)
+        rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers'))
+    return rows
 
 # %% ../../nbs/studies/06_scale.ipynb #36b46b5b
 def _run_rows(backbone: str, parts: list[dict]) -> list[Row]:

@@ -109,7 +109,9 @@ def make_loaders(domains: list[Samples],
     pin_memory = is_accelerator(device)
 
     def loaders_from(start: int) -> list:
-        workers = default_workers(device) if settings.workers is None else settings.workers   # of this process
+        workers = settings.workers   # of this process
+        if workers is None:
+            workers = default_workers(device, len(domains))
         return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory,
                              rank(), world_size()) for samples in domains]
 
