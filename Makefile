@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test faults docs readme notebooks inputs versions lab
+.PHONY: help setup demo test faults docs readme notebooks inputs versions audit lab
 
 help:    ## list these targets
 	@sed -n 's/^\([a-z]*\): .*## \(.*\)/make \1\t\2/p; s/^\([a-z]*\):  *## \(.*\)/make \1\t\2/p' Makefile | expand -t 14
@@ -43,6 +43,10 @@ inputs: setup    ## describe a folder of every kind and print what becomes of ea
 
 versions: setup    ## test the lowest and the highest versions of the dependencies on each Python (uv, disk, hours)
 	@$(BIN)/python tools/versions.py
+
+audit:    ## look the tested versions up among known vulnerabilities (pip-audit, which asks pypi.org)
+	@$(PYTHON) -m venv --clear build/audit && build/audit/bin/pip install -q pip-audit
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict
 
 lab: setup    ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)   # containers often have no other user

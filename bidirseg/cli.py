@@ -607,6 +607,7 @@ def _ended(args: Namespace) -> int:   # exit status
         print('bidirseg: stopped; the same line goes on from here', file=sys.stderr)
         return 143 if isinstance(stop, _Terminated) else 130
 
+# %% ../nbs/10_command_line.ipynb #8db29b00
 def _among_hosts(command: Callable, args: Namespace) -> int:   # exit status
     "Lead the hosts of a run, or follow the one that does."
     from bidirseg.runs.hosts import dismiss, follow, lead

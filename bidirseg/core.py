@@ -7,7 +7,7 @@ __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageE
            'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file', 'atomic_path', 'sync_files',
            'synced_at_end', 'remove_half_written', 'save_json', 'load_json', 'check_text', 'check_plain_file',
            'read_toml', 'lacks_memory', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir', 'pick_device',
-           'is_accelerator', 'autocast', 'progress_style', 'progress', 'cpu_count', 'check_memory', 'check_blas_memory',
+           'is_accelerator', 'autocast', 'progress_style', 'progress', 'cpu_count', 'check_room', 'check_blas_memory',
            'die_with_parent', 'exit_with_parent', 'start_worker', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
@@ -530,9 +530,9 @@ def cpu_count() -> int:
     return int(max(1, min(mine, _quota()) // int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
 
 # %% ../nbs/11_core.ipynb #61d0d9de
-def check_memory(size: int   # bytes
-                 ):
-    "Raise `MemoryError` where so much memory cannot be had."
+def check_room(size: int   # bytes
+               ):
+    "Raise `MemoryError` where the system refuses so much memory; the limit of a container kills instead."
     try:
         mmap.mmap(-1, size).close()
     except OSError:
@@ -541,7 +541,9 @@ def check_memory(size: int   # bytes
 # %% ../nbs/11_core.ipynb #186eb4f3
 def check_blas_memory():
     "Raise `MemoryError` where OpenBLAS would wait for its buffers."
-    check_memory((cpu_count() + 1) * 2**25)
+    from threadpoolctl import threadpool_info
+    threads = sum(pool['num_threads'] for pool in threadpool_info() if pool['internal_api'] == 'openblas')
+    check_room((threads + 1) * 2**25)
 
 # %% ../nbs/11_core.ipynb #3e9c261f
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)   # the second is what clusters send ahead of a time limit

@@ -149,20 +149,30 @@ def test_a_flipped_bit_in_a_checkpoint_is_found(run_dir, capsys):
     for step in (1, 2):
         stage.save_checkpoint(dict(state, step=step), rows[:step])
     assert stage.checkpoint()['step'] == 2
-    history = (stage.dir/'.history.jsonl').read_bytes()
-    flip(stage.dir/'.history.jsonl', .9)   # in the second row
+    states = {path: path.read_bytes() for path in sorted(stage.dir.glob('.*')) + [stage.dir/'resume.pt']}
+
+    def heal():
+        for path, content in states.items():
+            path.write_bytes(content)
+
+    flip(stage.dir/'.history.jsonl', .1)
+    assert stage.checkpoint()['history'] == rows and not capsys.readouterr().out   # from the copy
+    for name in ('.history.jsonl', '.history_copy.jsonl'):
+        flip(stage.dir/name, .9)   # in the second row
     assert stage.checkpoint()['history'] == rows[:1]
-    assert f'{stage.dir}/.history.jsonl is damaged' in capsys.readouterr().out
-    (stage.dir/'.history.jsonl').write_bytes(history)
+    assert f'{stage.dir}/.history.jsonl is damaged, and so is its copy' in capsys.readouterr().out
+    heal()
     flip(stage.dir/'resume.pt')
     assert stage.checkpoint()['step'] == 1
     assert f'{stage.dir}/resume.pt is damaged' in capsys.readouterr().out
+    assert not (stage.dir/'resume.pt').exists()   # or it would take the place of the one before
+    heal()
     (stage.dir/'resume.pt').write_bytes((stage.dir/'resume.pt').read_bytes()[:100])
     assert stage.checkpoint()['step'] == 1
     flip(stage.dir/'.resume_before.pt')
     assert stage.checkpoint() is None
     stage.remove_states()
-    assert not list(stage.dir.glob('*resume*')) and not (stage.dir/'.history.jsonl').exists()
+    assert not list(stage.dir.glob('*resume*')) and not list(stage.dir.glob('.history*'))
 
 
 def test_damaged_checkpoints_never_block_a_training(finished, run_dir, capsys):
@@ -402,7 +412,7 @@ def test_want_of_memory_spoils_no_state(run_dir, capsys):
     stage = Stage(run_dir, 'source_only', stage_spec('source_only').settings)
     stage.is_complete()
     stage.owner = ''
-    stage.save_checkpoint(dict(step=1))
+    stage.save_checkpoint(dict(step=1), [dict(loss=3.)])
     refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9437184 bytes")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(MemoryError):
         patch.setattr(torch, 'load', Mock(side_effect=refused))

@@ -43,9 +43,11 @@ def test_the_first_stages_as_on_the_cpu(preset, tmp_path, float32, monkeypatch):
         run(preset, tmp_path/device, device)
     for stage in ('source_only', 'warmup'):
         cpu, gpu = (load_json(stage_dir(tmp_path/device, stage)/'history.json') for device in ('cpu', 'cuda'))
-        for row, expected in zip(gpu[:3], cpu):   # later steps amplify the last bits
+        for row, expected in zip(gpu[:3], cpu[:3], strict=True):   # later steps amplify the last bits
             assert row == pytest.approx(expected, rel=1e-3), stage
-    for path in stage_dir(tmp_path/'cpu', 'pseudo_labels').glob('labels/*.png'):
+    maps = sorted(stage_dir(tmp_path/'cpu', 'pseudo_labels').glob('labels/*.png'))
+    assert maps
+    for path in maps:
         other = stage_dir(tmp_path/'cuda', 'pseudo_labels')/'labels'/path.name
         same = np.asarray(Image.open(path)) == np.asarray(Image.open(other))
         assert same.mean() > .9, path.name   # from networks that six steps have parted a little
@@ -66,8 +68,6 @@ def test_a_run_with_kernels_and_what_is_made_of_it(preset, call, tmp_path):
     predict_files(run_dir, [str(tmp_path/'photo.png')], tmp_path/'labels')
     evaluate_run(run_dir)
     export(run_dir, torch_file=tmp_path/'model.pt2')
-    weights = torch.load(stage_dir(run_dir, 'self_training')/'model.pt', map_location='cpu', weights_only=True)
-    assert weights
 
 
 def test_mixtures_and_label_maps_as_on_the_cpu():
@@ -99,7 +99,7 @@ def test_two_processes_have_the_losses_of_one(tmp_path, float32, monkeypatch):
                         processes.launch(on_one_gpu, count, CPU, packed))
     history, _ = train(small_run(tmp_path/'2', device='cuda'), 2, FIFTY)
     assert len(history) == 50 and alone[-1]['loss'] < .8 * alone[0]['loss']
-    for row, expected in zip(history, alone):
+    for row, expected in zip(history, alone, strict=True):
         assert row == pytest.approx(expected, abs=1e-3)
 
 
@@ -110,7 +110,7 @@ def test_a_group_of_one_over_nccl(tmp_path, monkeypatch):
     history, _ = train(small_run(tmp_path/'2', device='cuda'), 1, FIFTY)
     assert load_json(stage_dir(tmp_path/'2', 'warmup')/'stage.json')['processes'] == 1
     assert len(history) == 50 and history[-1]['loss'] < .8 * history[0]['loss']
-    for row, expected in zip(history[:3], alone):   # later steps amplify what bfloat16 rounds
+    for row, expected in zip(history[:3], alone[:3], strict=True):   # later steps amplify what bfloat16 rounds
         assert row == pytest.approx(expected, rel=.02)
 
 

@@ -25,7 +25,7 @@ import torch
 
 from .._compat import tv_tensors
 from bidirseg.core import (
-    InputError, atomic_path, check_memory, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker,
+    InputError, atomic_path, check_room, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker,
     stream)
 from .images import ImageSet, LabeledImageSet, open_ids
 
@@ -156,8 +156,10 @@ class Batches:
 def default_workers(device: torch.device,
                     loaders: int = 1,   # that read at the same time
                     ) -> int:           # of each
-    "Data workers beside the training process: none where both would share the same cores."
-    return min(16, (cpu_count() - 1) // loaders) if is_accelerator(device) else 0
+    "Data workers beside the training process: on a GPU all cores but one, none on a CPU, which computes on them."
+    if not is_accelerator(device) or cpu_count() == 1:
+        return 0
+    return min(16, max(1, (cpu_count() - 1) // loaders))
 
 # %% ../../nbs/data/07_loading.ipynb #06178ff3
 def train_loader(samples: Samples, batch_size: int,
@@ -245,7 +247,7 @@ def ahead(function: Callable, items: Iterable,
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
-                check_memory(2**20)   # for a thread to begin
+                check_room(2**23 + 2**20)   # for a thread: a stack of Linux, and what it begins with
                 waiting.append(pool.submit(call, item))
                 while waiting and (len(waiting) > 2 * threads or waiting[0].done()):
                     yield waiting.popleft().result()

@@ -163,15 +163,15 @@ def _label_tile(parts: Tensor,             # (R, C, K, S) log joints of all comp
     "Label and score of a tile of pixels; a CPU sums over K only where it can matter."
     if is_accelerator(parts.device):   # all sums cost less than to wait for a list of places
         joint = parts.logsumexp(2)
-        return best_class(joint.masked_fill_(joint < -1e29, -torch.inf), log_prior, score)
-    best = parts.amax(2)
-    label, lead = _leader(parts, best)
-    r, c, s = _contenders(best, label, lead, parts.shape[2], score).nonzero(as_tuple=True)
-    if score == 'density' and not len(r):
-        label = label[:, 0]
-        return label, _without_prior(lead[:, 0], label, log_prior).float()
-    joint = torch.full_like(best, -torch.inf).scatter_(1, label, lead)
-    joint[r, c, s] = parts[r, c, :, s].logsumexp(1)
+    else:
+        best = parts.amax(2)
+        label, lead = _leader(parts, best)
+        r, c, s = _contenders(best, label, lead, parts.shape[2], score).nonzero(as_tuple=True)
+        if score == 'density' and not len(r):
+            label = label[:, 0]
+            return label, _without_prior(lead[:, 0], label, log_prior).float()
+        joint = torch.full_like(best, -torch.inf).scatter_(1, label, lead)
+        joint[r, c, s] = parts[r, c, :, s].logsumexp(1)
     joint.masked_fill_(joint < -1e29, -torch.inf)     # components that are switched off
     return best_class(joint, log_prior, score)
 
@@ -189,7 +189,7 @@ def _strips(cell: Tensor,  # (size,) cell of each pixel, rising
         yield points, controls, slice(pixels[i], pixels[i + 1])
 
 # %% ../../nbs/mixture/03_label_maps.ipynb #ba93d500
-_CPU_TILE, _ACCELERATOR_TILE = (4, 16), (32, 256)   # cells high and wide
+_CPU_TILE, _ACCELERATOR_TILE = (4, 16), (32, 256)   # cells high and wide; a GPU holds some 300 MB of joints
 
 def _tiles(gaussians: DiagonalGaussians,  # k of them
            f: Tensor,                     # (d, h, w) a feature map

@@ -179,7 +179,7 @@ def _notes(counts: dict[str, int], disk: float, place: Path, device: torch.devic
         raise InputError(room, 'room for the run', 'free some, or choose another --run-dir')
     images = ', '.join(f'{count} {name}' for name, count in counts.items())
     return [f'{images} images; stages run one after the other on {device} ({where}), '
-            f'{default_workers(device)} data workers', room]
+            f'{default_workers(device)} data workers in a training of one domain', room]
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #c253b6c4
 def estimate_stages(config: RunConfig,

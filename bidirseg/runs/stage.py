@@ -293,12 +293,12 @@ def _tidy(folder: Path):
     for path in _files(folder):
         if HALF_WRITTEN.fullmatch(path.name):
             path.unlink()
-    empty = [path for path in _files(folder) if path.stat().st_size == 0]
+    states = {folder/name for name in (_BEFORE, _NEW, *_HISTORIES)}
+    empty = [path for path in _files(folder) if path.stat().st_size == 0 and path not in states]
     if empty:   # a power cut: what the states say about them is not to be believed
         print(f'{empty[0]} is empty: images are looked at again')
     _keep_written(folder)
-    passes = {*folder.glob('.*.jsonl'), *folder.glob('.*.pt')} - {folder/_BEFORE, folder/_HISTORY}
-    for path in sorted(passes):
+    for path in sorted({*folder.glob('.*.jsonl'), *folder.glob('.*.pt')} - states):
         if empty or path.suffix == '.pt' and not _is_whole(path):
             path.unlink()
 
@@ -331,30 +331,38 @@ def record(self: Stage) -> dict:
                 commit=commit(), device=str(self.device), machine=machine, threads=torch.get_num_threads(), **extra)
 
 # %% ../../nbs/runs/02_stage.ipynb #47f4ac8f
-_BEFORE, _NEW, _HISTORY = '.resume_before.pt', '.resume_new.pt', '.history.jsonl'
+_BEFORE, _NEW = '.resume_before.pt', '.resume_new.pt'
+_HISTORIES = '.history.jsonl', '.history_copy.jsonl'   # the same rows: no damage takes both
+
+def _as_lines(rows: list[dict]) -> bytes:
+    "Rows as they are in a file."
+    return ''.join(json.dumps(row) + '\n' for row in rows).encode()
 
 @patch
 def append_history(self: Stage, history: list[dict]):
-    "Have the rows on the disk that came since the last state."
-    path, kept = self.dir/_HISTORY, self.kept
-    self.note_file(path)   # raises where the run is another's
-    lines = [json.dumps(row) + '\n' for row in history[kept['rows']:]]
-    new = ''.join(lines).encode()
-    with open(path, 'ab') as file:
-        file.truncate(kept['bytes'])
-        file.write(new)
-    sync_files([path])
+    "Have the rows on the disk that came since the last state; all of them where a file was cut off."
+    kept, new = self.kept, _as_lines(history[self.kept['rows']:])
+    paths = [self.dir/name for name in _HISTORIES]
+    for path in paths:
+        self.note_file(path)   # raises where the run is another's
+        with open(path, 'ab') as file:
+            is_whole = file.tell() >= kept['bytes']
+            file.truncate(kept['bytes'] if is_whole else 0)
+            file.write(new if is_whole else _as_lines(history))
+    sync_files(paths)
     self.kept = dict(rows=len(history), bytes=kept['bytes'] + len(new), checksum=zlib.crc32(new, kept['checksum']))
 
+# %% ../../nbs/runs/02_stage.ipynb #7a2a1835
 @patch
 def read_history(self: Stage, kept: dict) -> list[dict]:
-    "The rows of a state, behind which the next ones will be; raises `InputError` where they are damaged."
-    path = self.dir/_HISTORY
-    content = path.read_bytes()[:kept['bytes']] if path.exists() else b''
-    if zlib.crc32(content) != kept['checksum']:
-        raise InputError(f"{path} is damaged", f"the {kept['rows']} rows of a state", "start the line again")
-    self.kept = kept
-    return [json.loads(line) for line in content.splitlines()]
+    "The rows of a state, to which the next state appends; raises `InputError` where they are damaged."
+    for path in (self.dir/name for name in _HISTORIES):
+        content = path.read_bytes()[:kept['bytes']] if path.exists() else b''
+        if zlib.crc32(content) == kept['checksum']:
+            self.kept = kept
+            return [json.loads(line) for line in content.splitlines()]
+    raise InputError(f"{self.dir/_HISTORIES[0]} is damaged, and so is its copy", f"the {kept['rows']} rows of a state",
+                     "start the line again")
 
 # %% ../../nbs/runs/02_stage.ipynb #865c9f40
 @patch
@@ -369,6 +377,7 @@ def save_checkpoint(self: Stage, state: dict, history: list[dict]):   # a row fo
 @patch
 def checkpoint(self: Stage) -> dict | None:   # with its `history`
     "The state that a killed run of this very work left to go on from; in place of a damaged one the one before."
+    self.kept = dict(rows=0, bytes=0, checksum=0)
     for path in (self.dir/'resume.pt', self.dir/_BEFORE):
         if not path.exists():
             continue
@@ -378,6 +387,7 @@ def checkpoint(self: Stage) -> dict | None:   # with its `history`
                 return state if 'history' in state else dict(state, history=self.read_history(state['kept']))
         except InputError as error:
             print(f'{error.seen}: going on from the one before, if there is one')
+            path.unlink()   # or it would take the place of the one before
     return None
 
 # %% ../../nbs/runs/02_stage.ipynb #6fd0394f

@@ -344,8 +344,6 @@ def bench_scale(device: str = 'cpu',   # as the other benches have it; only the 
              Row('look', _look_seconds(500), 's of a core a file'), Row('label_map', _label_bytes(), 'bytes')]
     return rows
 
-
-
 # %% ../../nbs/studies/06_scale.ipynb #a52feb37
 def _full_size_config(root: Path,
                       counts: dict[str, int],                  # domain -> files
@@ -360,15 +358,17 @@ def _full_size_config(root: Path,
 
 # %% ../../nbs/studies/06_scale.ipynb #d2005990
 def _feed_seconds(samples: Samples, batch_size: int, workers: int, steps: int) -> float:
-    "Seconds that data workers need for a batch of training, once they are at work."
-    loader = iter(train_loader(samples, batch_size, 0, steps, workers))
-    first = max(1, 2 * workers)   # batches that are read ahead
-    for _ in range(first):
+    "Seconds that data workers need for a batch of training, once they are at work and before they run out of it."
+    under_way = max(1, 2 * workers)   # batches
+    loader = iter(train_loader(samples, batch_size, 0, 2 * under_way + steps, workers))
+    for _ in range(under_way):
         next(loader)
     began = time.perf_counter()
-    left = sum(1 for _ in loader)
-    return (time.perf_counter() - began) / left
+    for _ in range(steps):
+        next(loader)
+    return (time.perf_counter() - began) / steps
 
+# %% ../../nbs/studies/06_scale.ipynb #dfef47db
 def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]:
     "Seconds of a warm-up's batch, with the target's style, and of self-training's batch of the target, in two views."
     domains = open_domains(config)
@@ -377,12 +377,12 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     target = images_only(domains['target'])
     styled = source_transform(warmup, warmup, Samples(target, config.source_size, cache_mb=0), config)
     views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
-    feeds = dict(source=(Samples(domains['source'], config.source_size, transform=styled, cache_mb=0), 1),
-                 target=(Samples(target, config.size, transform=views, cache_mb=0), 2))
+    source = Samples(domains['source'], config.source_size, transform=styled, cache_mb=0)
+    feeds = dict(source=(source, warmup, 1), target=(Samples(target, config.size, transform=views, cache_mb=0), own, 2))
     rows = []
-    for name, (samples, loaders) in feeds.items():
+    for name, (samples, settings, loaders) in feeds.items():
         workers = default_workers(device, loaders)
-        seconds = _feed_seconds(samples, warmup.batch_size, workers, steps)
+        seconds = _feed_seconds(samples, settings.batch_size, workers, steps)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers'))
     return rows
 
@@ -398,6 +398,7 @@ def _run_rows(backbone: str, parts: list[dict]) -> list[Row]:
         rows.append(Row(f"{backbone}_{part['name']}_hours", part['seconds'] / 3600, 'hours'))
     return [*rows, Row(f'{backbone}_hours', sum(part['seconds'] for part in parts) / 3600, 'hours')]
 
+# %% ../../nbs/studies/06_scale.ipynb #7fd07f2a
 def _run_here(run_dir: Path, name: str):
     "Run a stage in this process; what it takes of a GPU is counted from here."
     gc.collect()
@@ -406,6 +407,7 @@ def _run_here(run_dir: Path, name: str):
         torch.get_device_module(device).reset_peak_memory_stats()
     stage_spec(name).run(run_dir, name)
 
+# %% ../../nbs/studies/06_scale.ipynb #766e7067
 def bench_whole(device: str = 'cpu',   # cpu or cuda
                 backbones: tuple = ('mobilenet_v2', 'resnet101'),
                 counts: tuple = (24_966, 2_975, 500),   # images of source, target and evaluation in the whole run

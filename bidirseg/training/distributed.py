@@ -113,7 +113,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
 
 # %% ../../nbs/training/04_distributed.ipynb #834db651
 class GlobalBatchNormAct2d(GlobalBatchNorm2d):
-    "The same for timm's `BatchNormAct2d`."
+    "Batch norm over all processes, and the dropout and activation that timm's `BatchNormAct2d` has behind it."
     def forward(self, x: Tensor) -> Tensor:   # (b, d, h, w)
         return self.act(self.drop(super().forward(x)))
 
