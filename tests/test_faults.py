@@ -271,11 +271,12 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
     assert 'Traceback' not in log.read_text() and seconds < 60
 
 
-def interrupted_at_import(module: str, folder: Path, line: list, **options) -> subprocess.CompletedProcess:
+def interrupted_at_import(module: str, folder: Path, line: list, answer=signal.SIG_DFL) -> subprocess.CompletedProcess:
     "Do a line in which Ctrl-C comes just when a module is imported; where nobody minds, it ends with 7."
     (folder/f'{module}.py').write_text('import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nos._exit(7)\n')
     environment = {**os.environ, 'PYTHONPATH': f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    return subprocess.run(line, env=environment, capture_output=True, text=True, **options)
+    return subprocess.run(line, env=environment, capture_output=True, text=True,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, answer))
 
 
 @pytest.mark.parametrize('module', ['lazy_loader', 'numpy', 'torch'])   # of the package, of the commands, of one
@@ -285,8 +286,7 @@ def test_ctrl_c_during_imports_is_one_line(module, tmp_path):
 
 
 def test_ctrl_c_is_left_to_who_ignores_it_and_to_other_programs(tmp_path):
-    ignored = interrupted_at_import('numpy', tmp_path, [BIN/'bidirseg', '--version'],
-                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    ignored = interrupted_at_import('numpy', tmp_path, [BIN/'bidirseg', '--version'], signal.SIG_IGN)
     assert ignored.returncode == 7, ignored.stderr
     other = interrupted_at_import('numpy', tmp_path, [sys.executable, '-c', 'import bidirseg.cli'])
     assert other.returncode == -signal.SIGINT and 'KeyboardInterrupt' in other.stderr
