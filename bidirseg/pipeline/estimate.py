@@ -95,7 +95,9 @@ def _run_trial(config: RunConfig,         # of the whole run
     records = {}
     for name in stage_names(small):
         print(f'trying {name}', file=sys.stderr, flush=True)
-        records[name] = _try_stage(run_dir, name, run)
+        records[name] = record = _try_stage(run_dir, name, run)
+        step = f", {record['step_seconds']:.3g} s a step" if record.get('step_seconds') else ''
+        print(f"{name}: {record['seconds']} s{step}", file=sys.stderr, flush=True)
     return _Trial({domain: min(images, count) for domain, count in counts.items()}, records)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #64690b66

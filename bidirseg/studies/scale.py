@@ -40,7 +40,7 @@ from ..prototypes import PrototypesSettings, TargetFeatures
 from ..runs import RunConfig, Stage, load_preset, load_run, open_domains, small_run, stage_settings
 from ..runs.stage import run_owner
 from ..self_training import SelfTrainingSettings
-from .speed import BENCHES as SPEED_BENCHES, Row, write_pairs
+from .speed import BENCHES as SPEED_BENCHES, Row, bench_table, write_pairs
 from ..warmup import WarmupSettings, source_transform
 
 # %% ../../nbs/studies/06_scale.ipynb #98486494
@@ -407,6 +407,12 @@ def _run_here(run_dir: Path, name: str):
         torch.get_device_module(device).reset_peak_memory_stats()
     stage_spec(name).run(run_dir, name)
 
+# %% ../../nbs/studies/06_scale.ipynb #38167844
+def _said(rows: list[Row]) -> list[Row]:
+    "The rows, once they stand on standard error."
+    print(bench_table(rows), file=sys.stderr, flush=True)
+    return rows
+
 # %% ../../nbs/studies/06_scale.ipynb #766e7067
 def bench_whole(device: str = 'cpu',   # cpu or cuda
                 backbones: tuple = ('mobilenet_v2', 'resnet101'),
@@ -421,10 +427,10 @@ def bench_whole(device: str = 'cpu',   # cpu or cuda
     files = {name: min(count, 3 * images) for name, count in counts.items()}
     with tempfile.TemporaryDirectory() as root, contextlib.redirect_stdout(io.StringIO()):
         config = _full_size_config(Path(root), files, sizes, [f'device={device}', *changes])
-        rows += _feed_rows(config, pick_device(device), 2 * steps)
+        rows += _said(_feed_rows(config, pick_device(device), 2 * steps))
         for backbone in backbones:
             parts = estimate_stages(replace(config, backbone=backbone), counts, images, steps, _run_here)
-            rows += _run_rows(backbone, parts)
+            rows += _said(_run_rows(backbone, parts))
     return rows
 
 BENCHES = {**SPEED_BENCHES, 'scale': bench_scale, 'whole': bench_whole}

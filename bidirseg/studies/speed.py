@@ -679,8 +679,7 @@ class _Timed(nn.Module):
     def forward(self, images: Tensor) -> SegmentationOutput:
         began = time.perf_counter()
         answer = self.model(images)
-        if images.is_cuda:
-            torch.cuda.synchronize(images.device)
+        torch.get_device_module(images.device).synchronize(images.device)
         self.seconds += time.perf_counter() - began
         return answer
 
