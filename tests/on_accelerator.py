@@ -1,8 +1,9 @@
 """python on_accelerator.py PRESET FOLDER: a run on the CPU, and the same run on the pretended accelerator.
 
-In a process of its own, since the device stays; on it the commands that load a model follow. Prints how often operators
-ran there.
+In a process of its own, since the device stays; on it the commands that load a model follow, and the benches. Prints
+how often operators ran there.
 """
+import filecmp
 import json
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from bidirseg import load
 from bidirseg.pipeline.export import export
 from bidirseg.pipeline.predict import evaluate_run, predict_files
 from bidirseg.pipeline.stages import configure, stage_spec
-from bidirseg.runs import open_images, stage_names, start_run
+from bidirseg.runs import load_run, open_images, stage_dir, stage_names, start_run
 from bidirseg.studies import speed
 
 draw_dropout = torch.nn.Dropout.forward
@@ -45,8 +46,33 @@ def use(run_dir: Path):
     predict_files(run_dir, [str(run_dir/'photo.png')], run_dir/'labels')
     evaluate_run(run_dir)
     export(run_dir, torch_file=run_dir/'model.pt2')
-    speed.bench_prototypes(accelerator.NAME, step_rows=500, fit_rows=500, height=64, width=128)
-    speed.bench_training(accelerator.NAME, steps=2, batch_size=2, turns=1)
+
+
+def compare(run_dir: Path, photo: Path, out: Path):
+    "A network of the CPU's run labels and scores alike on both devices; a checkpoint file is loaded to an accelerator."
+    stage, domain = 'distillation_1', load_run(run_dir).evaluation
+    trained = stage_dir(run_dir, stage)/'model.pt'
+    for name, segmenter in dict(here=load(run_dir, stage), there=load(trained)).items():
+        predict_files(segmenter, [str(photo)], out/name, confidence=True)
+    assert next(segmenter.model.parameters()).device == accelerator.DEVICE
+    files = [path.name for path in (out/'here').iterdir()]
+    assert len(files) == 5 and filecmp.cmpfiles(out/'here', out/'there', files, shallow=False)[0] == files
+    here, there = evaluate_run(run_dir, stage), evaluate_run(trained, spec=domain)
+    assert here['confusion'] == there['confusion']
+
+
+SMALL = ('height=48', 'width=96', 'source_height=56', 'source_width=112', 'crop_height=none', 'crop_width=none',
+         'backbone=resnet10', 'output_stride=32', 'training.batch_size=2')
+
+
+def bench(name: str):
+    "What is measured on a device, small; `check` and `scale` are about processors alone."
+    speed.bench_prototypes(name, step_rows=500, fit_rows=500, height=64, width=128)
+    speed.bench_training(name, steps=2, batch_size=2, turns=1)
+    speed.bench_modes(name, 1, 2, 1, 'demo', ('channels_last', 'bf16'))
+    speed.bench_predict(name, 2, 1, 1, 48, 96, 'demo')
+    speed.bench_passes(name, 1, 48, 96, 48, 96, SMALL)
+    speed.bench_networks(name, ('resnet10',), SMALL, 1)
 
 
 if __name__ == '__main__':
@@ -54,4 +80,6 @@ if __name__ == '__main__':
     run(preset, folder/'cpu', 'cpu')
     run(preset, folder/accelerator.NAME, accelerator.NAME)
     use(folder/accelerator.NAME)
+    compare(folder/'cpu', folder/accelerator.NAME/'photo.png', folder/'labels')
+    bench(accelerator.NAME)
     print(json.dumps(accelerator.CALLS))

@@ -17,10 +17,12 @@ import pytest
 import torch
 from PIL import Image
 
+from bidirseg import load
 from bidirseg.cli import main
 from bidirseg.core import InputError, load_json, load_torch
+from bidirseg.pipeline.predict import evaluate_run
 from bidirseg.pipeline.stages import configure, stage_spec
-from bidirseg.runs import Stage, load_preset, load_run, stage_dir, stage_names, start_run
+from bidirseg.runs import Stage, load_preset, load_run, open_images, stage_dir, stage_names, start_run
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +119,7 @@ ON_DEVICE = {'convolution', 'convolution_backward', 'native_batch_norm', 'upsamp
 
 
 def test_every_stage_on_an_accelerator(preset, call, root, tmp_path):
-    "On a device that refuses what a GPU would, everything runs, and gives the labels and losses of the CPU."
+    "On a device that refuses what a GPU would, everything runs, and gives the labels, losses and scores of the CPU."
     if not hasattr(torch.utils.backend_registration, '_setup_privateuseone_for_python_backend'):
         pytest.skip(f'torch {torch.__version__} lets nobody pretend an accelerator')
     said = call(sys.executable, root/'tests'/'on_accelerator.py', preset, tmp_path)
@@ -145,11 +147,17 @@ def test_every_stage_in_bfloat16(preset, monkeypatch, tmp_path):
         return y
 
     monkeypatch.setattr(torch.nn.Conv2d, 'forward', note)
-    config = configure(str(preset), ['oracle=false', 'rounds=0'])
+    config = configure(str(preset), ['oracle=false', 'distillation.steps=2'])
     start_run(tmp_path, config)
     for name in stage_names(config):
         stage_spec(name).run(tmp_path, name)
     assert computed == {torch.bfloat16}
+    computed.clear()
+    photo = open_images(config, 'target').image(0)
+    labels, found = load(tmp_path, 'distillation_1').predict(photo), evaluate_run(tmp_path, 'distillation_1')
+    assert computed == {torch.bfloat16} and labels.shape == photo.size[::-1]
+    recorded = load_json(stage_dir(tmp_path, 'evaluation')/'scores.json')['distillation_1']
+    assert found['confusion'] == recorded['confusion']
     for state in weights(tmp_path).values():
         assert all(value.isfinite().all() and value.dtype != torch.bfloat16 for value in state.values())
 
