@@ -3,7 +3,10 @@ import multiprocessing
 import os
 import shutil
 import signal
-from dataclasses import dataclass
+import socket
+import threading
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -12,11 +15,13 @@ import torch
 import torch.distributed as dist
 
 from bidirseg.core import load_json, stream
+from bidirseg.data import ImageSet
 from bidirseg.mixture import ClassPrototypes, GaussianMixture
 from bidirseg.mixture.em import sample_rows
 from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, open_stage, small_run, stage_dir, start_run
-from bidirseg.runs.processes import launch, pack, rank, unpack, world_size
+from bidirseg.runs.hosts import dismiss, follow, lead
+from bidirseg.runs.processes import HOSTS, launch, pack, rank, unpack, world_size
 from bidirseg.training import TrainSettings
 
 SHARED = ('prototypes', 'pseudo_labels', 'reweighting', 'evaluation')   # stages whose outputs come of passes alone
@@ -34,9 +39,9 @@ def one_thread():
 
 
 def with_processes(run_dir: Path, preset: Path, processes: int) -> Path:
-    "A run of so many processes; its source has more images than a network sees at once."
+    "A run of so many processes; its source has more images than a network sees at once, and more rows than are kept."
     changes = ['oracle=false', 'source.count=10', 'self_training.steps=2', 'distillation.steps=2',
-               f'processes={processes}']
+               'prototypes.rows_per_class=50', 'prototypes.target_rows=200', f'processes={processes}']
     start_run(run_dir, configure(str(preset), changes), update=True)
     return run_dir
 
@@ -127,6 +132,39 @@ def test_a_run_killed_with_four_processes_goes_on_with_two(alone, preset, tmp_pa
     stage_spec(name).run(with_processes(run_dir, preset, 2), name)
     assert outputs(run_dir, name) == outputs(alone, name)
     assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] == 2
+
+
+def test_two_hosts_write_the_bytes_of_one(alone, preset, tmp_path, monkeypatch):
+    "Here this process is the host that leads, and a thread of it the one that follows."
+    monkeypatch.setenv(HOSTS, '1')   # is taken back behind the test
+    name, statuses = 'pseudo_labels', []   # with a pass that gathers and one that writes
+    run_dir = with_processes(without(alone, tmp_path/'run', (name,)), preset, 1)
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        endpoint = f'localhost:{free.getsockname()[1]}'
+    store = lead(endpoint, '2')
+    second = threading.Thread(target=lambda: statuses.append(follow(endpoint, None)))
+    second.start()
+    try:
+        stage_spec(name).run(run_dir, name)
+    finally:
+        dismiss(store, 0)
+        second.join()
+    assert statuses == [0] and outputs(run_dir, name) == outputs(alone, name)
+    assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] == 2
+
+
+def test_a_pass_decodes_each_image_once(tmp_path, monkeypatch):
+    "Of a long one the last image is read ahead, to see how many workers it needs."
+    decoded, image = Counter(), ImageSet.image
+    monkeypatch.setattr(ImageSet, 'image', lambda images, i: decoded.update([images.keys[i]]) or image(images, i))
+    with open_stage(small_run(tmp_path), 'warmup', TrainSettings) as stage:
+        source = stage.samples('source')
+        for samples, most in ((source, 1), (replace(source, cache_mb=0), 2)):
+            decoded.clear()
+            list(stage.each_image(f'pass {most}', samples, lambda batch: batch['label'], lambda i, label: i))
+            assert len(decoded) == len(source) > 2
+            assert decoded.pop(source.images.keys[-1]) <= most and set(decoded.values()) == {1}
 
 
 def threads_of_process(batch: dict) -> list[int]:
