@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .core import InputError, save_json, spaced_indices
+from .core import InputError, progress, save_json, spaced_indices
 from .data import (CITYSCAPES13, CITYSCAPES16, IGNORE, ImageSet, LabeledImageSet, LabelSpace, Samples,
                            ahead, fit_to_size, images_only, open_ids, read_batches)
 from .models import forward, predict, upsample
@@ -132,7 +132,8 @@ def evaluate(model: nn.Module,
     images = ScoredImages(data, size, model.exposure_gain)
     batches = read_batches(images, range(len(data)), device=device)
     answers = itertools.chain.from_iterable(map(scorer.of_batch, batches))
-    return sum(map(np.array, ahead(lambda answer: scorer.count(0, answer), answers, threads=1)))
+    matrices = ahead(lambda answer: scorer.count(0, answer), answers, threads=1)
+    return sum(map(np.array, progress(matrices, 'scoring', len(data))))
 
 # %% ../nbs/08_evaluation.ipynb #06c44bc8
 def _show_classes(results: dict[str, dict], first: str, last: str):

@@ -57,6 +57,9 @@ def test_every_stage_leaves_its_record_and_picture(finished):
         cells = load_json(folder/'notebook.ipynb')['cells']
         assert any('injected-parameters' in cell['metadata'].get('tags', []) for cell in cells)
         assert not any('test_fail(' in ''.join(cell['source']) for cell in cells), 'a run executes no tests'
+    folders = {path.relative_to(finished).as_posix() for path in finished.glob('*/*') if path.is_dir()}
+    of_every_image = {name for name in folders if not name.endswith('/pictures')}
+    assert of_every_image == {'05_pseudo_labels/labels', '08_distillation_1/labels'}, 'no scores and no weights'
     for left_over in ('.*.tmp*', 'resume.pt', '.*.jsonl', '.*.pt'):
         assert not list(finished.rglob(left_over))
 
