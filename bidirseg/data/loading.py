@@ -19,7 +19,7 @@ import time
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 import numpy as np
 import torch
 
@@ -65,14 +65,14 @@ def _read_sample(images: ImageSet, i: int,
 
 # %% ../../nbs/data/07_loading.ipynb #29fd6e5a
 class _SampleCache(dict):
-    "Samples by position, at most `max_bytes` of them; its pickle is empty."
+    "Samples by position, at most `max_bytes` of them in all workers together; its pickle is empty."
     def __init__(self, max_bytes: int):
         self.max_bytes, self.used = max_bytes, 0
 
     def add(self, i: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "Keep a sample if there is room; hands it back."
-        size = sum(array.nbytes for array in sample.values())
-        if self.used + size <= self.max_bytes:
+        size, worker = sum(array.nbytes for array in sample.values()), get_worker_info()
+        if self.used + size <= self.max_bytes // (worker.num_workers if worker else 1):
             self[i] = sample
             self.used += size
         return sample
