@@ -67,24 +67,24 @@ class FrozenFeatures(nn.Module):
     "Answers with features of a frozen backbone and the logits of a network."
     def __init__(self, model: nn.Module,                  # from build_model
                  maps: FrozenMaps,
-                 whitening: nn.Linear | None = None,      # of the features
+                 projection: nn.Linear | None = None,     # of the features
                  ):
         super().__init__()
-        self.model, self.maps, self.whitening = model, maps, whitening
+        self.model, self.maps, self.projection = model, maps, projection
         self.num_classes = model.num_classes
 
     def forward(self, images: Tensor) -> SegmentationOutput:
         logits = self.model(images).logits
         maps = self.maps(images)
-        if self.whitening is not None:
+        if self.projection is not None:
             with torch.autocast(maps.device.type, enabled=False):   # as the rows that it was fitted to
-                maps = self.whitening(maps.movedim(1, -1)).movedim(-1, 1)
+                maps = self.projection(maps.movedim(1, -1)).movedim(-1, 1)
         return SegmentationOutput(F.interpolate(maps, logits.shape[2:], mode='bilinear'), logits)
 
 # %% ../../nbs/models/05_frozen.ipynb #54bb4af2
 def with_features(model: nn.Module,
                   maps: FrozenMaps | None,              # None: the network's own features
-                  whitening: nn.Linear | None = None,
+                  projection: nn.Linear | None = None,
                   ) -> nn.Module:
     "A network as the prototypes see it."
-    return model if maps is None else FrozenFeatures(model, maps, whitening)
+    return model if maps is None else FrozenFeatures(model, maps, projection)

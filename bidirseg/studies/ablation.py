@@ -39,7 +39,7 @@ def _labelled_by(covariance_type: str, n_components: int, adapt_steps: int = 0) 
     form = dict(covariance_type=covariance_type, n_components=n_components, adapt_steps=adapt_steps)
     return as_changes(dict(prototypes=form, pseudo_labels=_BY_PROTOTYPES))
 
-_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, whiten=0)
+_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, discriminant=False)
 
 _LABEL_VARIANTS = {   # name -> changes
     'softmax': _changes(pseudo_labels=_BY_NETWORK),

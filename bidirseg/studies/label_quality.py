@@ -24,7 +24,7 @@ from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
 from ..pipeline.jobs import Jobs, run_seeds
 from ..prototypes import (
-    PrototypesSettings, collect, fit_prototypes, fit_whitening, frozen_maps, gather_features, network_temperature)
+    PrototypesSettings, collect, fit_discriminant, fit_prototypes, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from .ablation import run_variant
@@ -96,10 +96,10 @@ class _Features:
         maps = frozen_maps(stage.device, settings.features, settings.features_weights, settings.features_scale)
         rows, target_rows, logits = gather_features(
             _KeepNothing(), self.model, self.source, target, settings, stage.config.seed, maps)
-        whitening = fit_whitening(rows, settings.whiten) if settings.whiten else nn.Identity()
-        self.rows = {c: whitening(features).to(stage.device) for c, features in rows.items()}
-        self.target_rows, self.target_logits = whitening(target_rows).to(stage.device), logits.to(stage.device)
-        self.seen = with_features(self.model, maps, whitening.to(stage.device))
+        projection = fit_discriminant(rows) if settings.discriminant else nn.Identity()
+        self.rows = {c: projection(features).to(stage.device) for c, features in rows.items()}
+        self.target_rows, self.target_logits = projection(target_rows).to(stage.device), logits.to(stage.device)
+        self.seen = with_features(self.model, maps, projection.to(stage.device))
 
 class _KeepNothing:
     "Stands in for a stage: a pass that is not kept on disk."
@@ -110,7 +110,7 @@ def _make_labeler(features: _Features, prototypes: PrototypesSettings, labels: P
                   num_classes: int, seed: int) -> PseudoLabeler:
     "Fit prototypes to features, and label with them."
     fitted = fit_prototypes(features.rows, features.target_rows, prototypes, num_classes, seed)
-    temperature = network_temperature(fitted, features.target_rows, features.target_logits)
+    temperature = network_temperature(fitted, features.target_rows, features.target_logits, prototypes.calibration)
     return PseudoLabeler(features.seen, fitted, temperature, labels.label_source, labels.score, labels.mirror)
 
 # %% ../../nbs/studies/02_label_quality.ipynb #296ec765

@@ -78,7 +78,7 @@ DEVIATIONS = [   # published code, here, reason
     ('labels by the prototypes alone', 'by prototypes, network or both at one temperature',
      'which labels best depends on the data; see the results'),
     ("prototypes in the network's own features",
-     'optionally in those of a frozen foundation model, whitened (`prototypes.features`)',
+     'optionally in those of a frozen foundation model, along axes that separate classes (`prototypes.features`)',
      'there several prototypes a class label better than one; see the results'),
     ('the target as dark as it is', 'optionally brightened by one number to the mean of the source '
      '(`warmup.brightness_match`)', 'dusk is dark'),
