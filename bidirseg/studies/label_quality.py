@@ -46,6 +46,8 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'diagonal, K = 8': dict(),
     'diagonal, K = 1, and the network': dict(_BOTH, adapt_steps=0, n_components=1),
     'diagonal, K = 8, and the network': dict(_BOTH, adapt_steps=0),
+    'diagonal, K = 8 by agreement, and the network': dict(_BOTH, adapt_steps=0, calibration='agreement'),
+    'diagonal, K = 8, along channels': dict(discriminant=False),   # for frozen features
     'adapted': dict(adapt_steps=10),
     'adapted, no class prior': dict(adapt_steps=10, class_prior=False),
     'adapted, density': dict(adapt_steps=10, score='density'),
@@ -53,7 +55,7 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'the same, mirrored': dict(_BOTH, mirror=True),
 }
 _COMMON = dict(label_source='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0,
-               class_prior=True, score='margin', threshold=None, mirror=False)
+               class_prior=True, calibration='confidence', score='margin', threshold=None, mirror=False)
 
 # %% ../../nbs/studies/02_label_quality.ipynb #adca8921
 def _settings(cls: type, base, changes: dict):
@@ -126,9 +128,10 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
     few = images.select(spaced_indices(len(images), most))
     for name, changes in methods.items():
         prototypes = _settings(PrototypesSettings, stage.settings, changes)
-        if prototypes.adapt_bn not in ready:
-            ready[prototypes.adapt_bn] = _Features(stage, prototypes)
-        features = ready[prototypes.adapt_bn]
+        space = prototypes.adapt_bn, prototypes.discriminant
+        if space not in ready:
+            ready[space] = _Features(stage, prototypes)
+        features = ready[space]
         scored = Samples(replace(few, exposure_gain=features.model.exposure_gain), stage.config.size)
         chosen = _settings(PseudoLabelSettings, labels, changes)
         labeler = _make_labeler(features, prototypes, chosen, num_classes, seed)
