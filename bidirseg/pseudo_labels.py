@@ -27,8 +27,8 @@ from .runs import RowCollector, Stage, StageSettings, open_stage
 
 # %% ../nbs/04_pseudo_labels.ipynb #08335322
 def prototype_log_posterior(prototypes: ClassPrototypes, features: Tensor,  # (1, d, h, w)
-                            temperature: float) -> Tensor:                  # (1, classes, h, w)
-    "log p(c | x) by the prototypes alone; the temperature makes them as sure as the network on average."
+                            temperature: float) -> Tensor:   # (1, classes, h, w)
+    "log p(c | x) by the prototypes alone."
     _, d, height, width = features.shape
     joint = prototypes.log_joint(features[0].flatten(1).T.contiguous())
     finite = (joint / temperature).log_softmax(1).clamp_min(-1e4)   # an absent class must not become NaN
