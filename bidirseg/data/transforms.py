@@ -7,6 +7,9 @@ __all__ = ['STYLES', 'augment', 'strong_view', 'TwoViews', 'exposure_style', 'rg
            'fourier_style', 'RandomStyleTransfer', 'class_mask', 'classmix']
 
 # %% ../../nbs/data/06_transforms.ipynb #48cc3842
+import math
+from functools import lru_cache
+
 from torch import Tensor
 import torch
 
@@ -114,6 +117,31 @@ def lab_style(source: Tensor, target: Tensor,  # (3, h, w) and (3, H, W), RGB in
     moved = (s - mean_s) * (std_t / std_s.clamp(min=1e-3)) + mean_t
     return lab_to_rgb(s + strength * (moved - s))
 
+# %% ../../nbs/data/06_transforms.ipynb #befc10db
+@lru_cache(maxsize=8)
+def _dft_matrix(n: int, frequencies: tuple[int, ...]) -> Tensor:   # (n, frequencies) complex
+    "The discrete Fourier transform of n numbers at some frequencies, as a matrix."
+    turns = torch.outer(torch.arange(n), torch.tensor(frequencies)).double() / n
+    return torch.polar(torch.ones_like(turns), -2 * math.pi * turns).to(torch.complex64)
+
+# %% ../../nbs/data/06_transforms.ipynb #38a19c8b
+def _spectrum(image: Tensor,     # (3, h, w)
+              rows: Tensor,      # (h, r) of `_dft_matrix`
+              columns: Tensor,   # (w, c)
+              ) -> Tensor:       # (3, r, c) complex
+    "The Fourier transform of an image at some frequencies."
+    along = image @ torch.view_as_real(columns).flatten(1)   # (3, h, 2 c)
+    return rows.T @ torch.view_as_complex(along.unflatten(2, (-1, 2)))
+
+def _add_spectrum(image: Tensor, change: Tensor,   # (3, h, w), (3, r, c) complex
+                  rows: Tensor, columns: Tensor,   # as for `_spectrum`
+                  counts: Tensor,                  # (c,) how often each column is in the whole spectrum
+                  ) -> Tensor:                     # (3, h, w)
+    "What an image becomes where its spectrum changes at some frequencies."
+    height, width = image.shape[-2:]
+    along = torch.view_as_real(rows.conj() @ (change * counts)).flatten(2)   # (3, h, 2 c)
+    return image + along @ torch.view_as_real(columns).flatten(1).T / (height * width)
+
 # %% ../../nbs/data/06_transforms.ipynb #51952534
 def fourier_style(source: Tensor, target: Tensor,  # (3, h, w) both, RGB in [0, 1]
                   strength: float = 1.0,           # lambda: 0 keeps the source, 1 takes the target's amplitudes
@@ -121,12 +149,14 @@ def fourier_style(source: Tensor, target: Tensor,  # (3, h, w) both, RGB in [0, 
                   ) -> Tensor:                     # (3, h, w), clipped to [0, 1]
     "Mix the low-frequency amplitudes of an image with those of another of the same size."
     h, w = source.shape[-2:]
-    s, t = torch.fft.rfft2(source), torch.fft.rfft2(target)
-    rows, columns = max(1, int(beta * h)), max(1, int(beta * w))
-    for part in (slice(rows + 1), slice(max(rows + 1, h - rows), h)):   # low frequencies, from zero up and below it
-        low, wanted = s[:, part, :columns + 1], t[:, part, :columns + 1]
-        low.copy_(torch.polar(torch.lerp(low.abs(), wanted.abs(), strength), low.angle()))
-    return torch.fft.irfft2(s, s=(h, w)).clamp(0, 1)
+    most_rows, most_columns = max(1, int(beta * h)), max(1, int(beta * w))
+    low_rows = dict.fromkeys(f % h for f in range(-most_rows, most_rows + 1))
+    low_columns = range(min(most_columns, w // 2) + 1)
+    rows, columns = _dft_matrix(h, tuple(low_rows)), _dft_matrix(w, tuple(low_columns))
+    counts = torch.tensor([1 if 2 * f % w == 0 else 2 for f in low_columns])
+    low, wanted = (_spectrum(image, rows, columns) for image in (source, target))
+    mixed = torch.polar(torch.lerp(low.abs(), wanted.abs(), strength), low.angle())
+    return _add_spectrum(source, mixed - low, rows, columns, counts).clamp(0, 1)
 
 # %% ../../nbs/data/06_transforms.ipynb #967cb85e
 STYLES = dict(none=None, exposure=exposure_style, lab=lab_style, fourier=fourier_style)
