@@ -40,6 +40,7 @@ def _add_preset(parser: ArgumentParser, optional: bool = False):
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help='change a setting, such as seed=1 or warmup.steps=200')
 
+# %% ../nbs/10_command_line.ipynb #d48d8062
 def _add_domains(parser: ArgumentParser):
     "Files that describe data sets."
     kinds = {'source': 'labelled source', 'target': 'target',
@@ -52,6 +53,7 @@ def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
     return {name: getattr(args, name) for name in ('source', 'target', 'evaluation', 'target_labels')}
 
+# %% ../nbs/10_command_line.ipynb #f1c4a2df
 def _key_values(changes: list[str], example: str) -> dict:
     "KEY=VALUE as they were given to an option; raises `InputError` with the example."
     values = {}
@@ -444,6 +446,7 @@ def _add_studies(commands):
     _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
                     'self-train under several seeds and compare ways to choose a checkpoint')
 
+# %% ../nbs/10_command_line.ipynb #bd3f9a45
 def _ablate(args: Namespace):
     "Run variants."
     from bidirseg.studies.ablation import ablate
@@ -560,6 +563,7 @@ def _os_error(error: OSError) -> int:   # exit status
     return _refuse(InputError(f'{error.filename}: {error.strerror}', 'a place that can be read or written',
                               'check the path, its permissions and the disk'))
 
+# %% ../nbs/10_command_line.ipynb #6a924902
 def _carry_out(args: Namespace) -> int:   # exit status
     "Do what a command does; what went wrong is said in one line."
     try:
@@ -619,6 +623,7 @@ def _among_hosts(command: Callable, args: Namespace) -> int:   # exit status
     dismiss(store, status)
     return status
 
+# %% ../nbs/10_command_line.ipynb #dcabe34f
 def main(argv: list[str] | None = None) -> int:  # exit status
     "The command line."
     args = make_parser().parse_args(argv)

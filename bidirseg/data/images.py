@@ -259,6 +259,7 @@ def _readable(path: Path | FileRange, max_pixels: float = MAX_PIXELS):
     "What Pillow opens: a path, or the bytes of a file elsewhere, of which no image needs more than 8 a pixel."
     return io.BytesIO(read_range(path, 8 * max_pixels + 2**20)) if isinstance(path, FileRange) else path
 
+# %% ../../nbs/data/01_images.ipynb #c4769da5
 @contextlib.contextmanager
 def opened(path: Path | FileRange,
            what: str,   # how messages call the file: 'an image', 'a label map'

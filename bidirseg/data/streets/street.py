@@ -95,6 +95,7 @@ class Side:
 LENGTH, BEHIND = 270.0, -25.0   # z of the end, and of the start behind the camera, metres
 OUTSIDE = 90.0                  # how far side streets go, metres
 
+# %% ../../../nbs/data/streets/06_street.ipynb #b8dd4a8f
 @dataclass(frozen=True)
 class Plan:
     "The layout of a street."
