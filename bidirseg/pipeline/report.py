@@ -260,6 +260,7 @@ def _stage_figure(run_dir: Path, name: str) -> Markup:   # empty: not there
     file, caption = _FIGURES.get(stage_kind(name), _OF_TRAINING)
     return html_figure(stage_dir(run_dir, name)/file, caption, run_dir)
 
+# %% ../../nbs/pipeline/02_report.ipynb #34d2b5d3
 def _pictures(run_dir: Path, name: str) -> dict:
     "What a stage shows: examples, or else its figure."
     listed, folder = read_artefact(run_dir, name, 'pictures.json') or [], stage_dir(run_dir, name)
@@ -286,6 +287,13 @@ def _legend(config: RunConfig) -> Markup:
     return render(_LEGEND, colors=[*zip(space.classes, space.colors), ('ignored', (0, 0, 0))])
 
 # %% ../../nbs/pipeline/02_report.ipynb #c77d4c92
+def _curve_title(key: str) -> str:
+    "What a column of the history is called."
+    if key == 'lr':
+        return 'learning rate'
+    return key if 'loss' in key else f'loss, {key}'
+
+# %% ../../nbs/pipeline/02_report.ipynb #6e2416bc
 def _training_curves(run_dir: Path, name: str) -> list[Markup]:
     "Losses and rate of a training."
     history = read_artefact(run_dir, name, 'history.json')
@@ -294,10 +302,10 @@ def _training_curves(run_dir: Path, name: str) -> list[Markup]:
     keys = list(history[0])
     rows = [[step, *(float(f'{row[key]:.4g}') for key in keys)] for step, row in enumerate(history, 1)]
     link = csv_link(f'{name}-history', ['step', *keys], rows)
-    titles = {key: 'learning rate' if key == 'lr' else key if 'loss' in key else f'loss, {key}' for key in keys}
     links = [link, *[''] * (len(keys) - 1)]   # one file holds all curves
-    return [curve_chart(titles[key], [row[key] for row in history], csv) for key, csv in zip(keys, links)]
+    return [curve_chart(_curve_title(key), [row[key] for row in history], csv) for key, csv in zip(keys, links)]
 
+# %% ../../nbs/pipeline/02_report.ipynb #1d5318ea
 def _data_charts(run_dir: Path, name: str) -> list[Markup]:
     "Shares of the classes in the labelled domains."
     report = read_artefact(run_dir, name, 'check.json') or {}

@@ -267,12 +267,14 @@ def _link(source: Path, target: Path):
             return
     shutil.copy2(source, target)
 
+# %% ../../nbs/pipeline/01_stages.ipynb #ba20b7ba
 def _take_over(source: Path, folder: Path):
     "Give a folder what another run's stage wrote; notes and links stay where they are."
     for path in own_files(source):
         with naming_file(folder):
             _link(path, folder/path.relative_to(source))
 
+# %% ../../nbs/pipeline/01_stages.ipynb #93d3008d
 def _has_record(run_dir: Path, name: str) -> bool:
     "Whether a run has this stage, and the stage its record."
     return name in stage_names(load_run(run_dir)) and (stage_dir(run_dir, name)/'stage.json').exists()

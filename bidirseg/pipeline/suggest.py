@@ -93,6 +93,7 @@ def _check_empty(out: Path):
     if out.exists() and not is_empty:
         raise InputError(f"{out} is there already", "a new folder for the suggested images", "choose another --out")
 
+# %% ../../nbs/pipeline/08_suggest.ipynb #c1a06667
 def _copy_image(images: ImageSet, i: int, folder: Path) -> str:   # the copy's name
     "Copy an image's file as it is; a drawn scene is written as PNG."
     source = images.items[i]
@@ -104,6 +105,7 @@ def _copy_image(images: ImageSet, i: int, folder: Path) -> str:   # the copy's n
             images.image(i).save(tmp, format='PNG')
     return name
 
+# %% ../../nbs/pipeline/08_suggest.ipynb #4d4e8482
 def write_suggestions(suggestions: list[Suggestion], images: ImageSet, out: Path):
     "Write `images/` and `suggested.csv`."
     rows = [['file', 'log likelihood', 'from']]
