@@ -396,14 +396,17 @@ _PURPOSES = {   # kind of a stage -> what it does
     'evaluation': 'Scores every model on labelled target images that were never trained on.',
 }
 
-def _setting_rows(config: RunConfig, name: str, params: dict, changed: dict) -> list[list]:
+# %% ../../nbs/pipeline/02_report.ipynb #66bb2f4c
+def _setting_rows(name: str, params: dict, changed: dict) -> list[list]:
     "The settings of a stage itself, and which of them differ from the preset."
-    shared, rows = {field.name for field in fields(RunConfig)}, []
-    for key, value in params.items():
-        if key not in shared:
-            found = [changed[f'{table}.{key}'] for table in (name, stage_kind(name), 'training')
-                     if f'{table}.{key}' in changed]
-            rows.append([key, json.dumps(value), f'changed; the preset has {json.dumps(found[0][0])}' if found else ''])
+    of_run = {field.name for field in fields(RunConfig)}
+    rows = []
+    for key in params:
+        if key not in of_run:
+            places = [f'{table}.{key}' for table in (name, stage_kind(name), 'training')]
+            found = [changed[place] for place in places if place in changed]
+            note = f'changed; the preset has {json.dumps(found[0][0])}' if found else ''
+            rows.append([key, json.dumps(params[key]), note])
     return rows
 
 # %% ../../nbs/pipeline/02_report.ipynb #2b2613d6
@@ -464,8 +467,7 @@ def _took(record: dict) -> str:
 # %% ../../nbs/pipeline/02_report.ipynb #6986aff3
 def _section(run_dir: Path, name: str, record: dict, results: dict, changed: dict) -> dict:
     "What the page shows of a stage."
-    config = load_run(run_dir)
-    rows = _setting_rows(config, name, record['params'], changed)
+    rows = _setting_rows(name, record['params'], changed)
     title, table = _fallen_table(run_dir, results) if name == 'evaluation' else ('', '')
     return dict(anchor=f'stage-{name}', number=int(stage_dir(run_dir, name).name[:2]),
                 title=name.replace('_', ' '), purpose=_PURPOSES[stage_kind(name)],
