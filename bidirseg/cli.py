@@ -162,13 +162,8 @@ def _add_stages(commands):
 
 def _state(run_dir: Path, name: str) -> str:
     "Whether a stage of a run is complete."
-    from bidirseg.pipeline.stages import stage_spec
-    from bidirseg.runs import is_finished
-    try:
-        complete = is_finished(run_dir, name, stage_spec(name).settings)
-    except InputError:   # what it takes from other stages is not there
-        complete = False
-    return 'complete' if complete else 'to do'
+    from bidirseg.pipeline.stages import still_holds
+    return 'complete' if still_holds(run_dir, name) else 'to do'
 
 def _stages(args: Namespace):
     "Print the stages, a line for each, and for a run which are complete."
@@ -191,6 +186,7 @@ def _report(args: Namespace):
     from bidirseg.pipeline.report import report
     print(report(args.run_dir))
 
+# %% ../nbs/10_command_line.ipynb #9ba54e70
 def _add_explain(commands):
     parser = commands.add_parser('explain', help='the settings of a preset beside the published ones, with the reasons')
     _add_preset(parser)

@@ -301,6 +301,7 @@ def _readable(pictures: Iterable, failed: list[str]) -> Iterator[_Picture]:
         _say(f'left out: {error.seen}')
         failed.append(name)
 
+# %% ../../nbs/pipeline/03_predict.ipynb #7314ad27
 def _reported(paths: Iterable[Path], total: int) -> Iterator[Path]:   # total 0: not known
     "The same paths: a bar on a terminal, lines elsewhere."
     if sys.stdout.isatty():

@@ -126,6 +126,7 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
         raise InputError(f"{path} is reached through a link", "a file of the run itself", "put the file there")
     return load_json(path, 'the scores of a finished run')
 
+# %% ../../nbs/pipeline/02_report.ipynb #d5c7ed99
 def _supervision(run_dir: Path) -> str:   # '' where the run is unsupervised
     "Whether a run also learnt from labels of the target, in a sentence."
     if not load_run(run_dir).target_labels:

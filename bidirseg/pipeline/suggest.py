@@ -69,6 +69,11 @@ class Suggestion(NamedTuple):
     name: str        # its path, or the key of a drawn scene
     score: float     # mean log likelihood, nats; low is strange
 
+def _name(images: ImageSet, i: int) -> str:
+    "The path of an image, or its key where it is no file."
+    return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
+
+# %% ../../nbs/pipeline/08_suggest.ipynb #5c25605d
 def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> list[Suggestion]:
     "Look at all target images without labels, and pick."
     positions, scores, means = unlabelled_positions(stage), [], []
@@ -81,10 +86,6 @@ def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> 
         means.append(mean.cpu().numpy())
     picks = pick_images(np.array(scores), np.stack(means), count, stage.config.seed)
     return [Suggestion(positions[k], _name(target.images, positions[k]), scores[k]) for k in picks]
-
-def _name(images: ImageSet, i: int) -> str:
-    "The path of an image, or its key where it is no file."
-    return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #a8c9a23c
 def _check_empty(out: Path):

@@ -204,8 +204,11 @@ class _ClockedSamples:
 
 def _noted_seconds(folder: Path) -> float:
     "The processor seconds of all processes between their first and last notes."
-    found = [[float(line) for line in path.read_text().splitlines()] for path in folder.iterdir()]
-    return sum(times[-1] - times[0] for times in found)
+    seconds = 0.
+    for path in folder.iterdir():
+        times = [float(line) for line in path.read_text().splitlines()]
+        seconds += times[-1] - times[0]
+    return seconds
 
 # %% ../../nbs/studies/06_scale.ipynb #ee79152c
 def _stage_in(folder: Path, processes: int) -> Stage:
