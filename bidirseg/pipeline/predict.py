@@ -343,4 +343,3 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
                                f"replace or remove them, or raise --max-pixels for one that is too large; "
                                f"the other {len(done)} are labelled")
     return done
-
