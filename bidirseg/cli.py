@@ -40,6 +40,7 @@ def _add_preset(parser: ArgumentParser, optional: bool = False):
     parser.add_argument('--set', action='append', default=[], metavar='KEY=VALUE',
                         help='change a setting, such as seed=1 or warmup.steps=200')
 
+# %% ../nbs/10_command_line.ipynb #d48d8062
 def _add_domains(parser: ArgumentParser):
     "Files that describe data sets."
     kinds = {'source': 'labelled source', 'target': 'target',
@@ -52,6 +53,7 @@ def _domains(args: Namespace) -> dict:
     "What `_add_domains` asked for."
     return {name: getattr(args, name) for name in ('source', 'target', 'evaluation', 'target_labels')}
 
+# %% ../nbs/10_command_line.ipynb #f1c4a2df
 def _key_values(changes: list[str], example: str) -> dict:
     "KEY=VALUE as they were given to an option; raises `InputError` with the example."
     values = {}
@@ -160,13 +162,8 @@ def _add_stages(commands):
 
 def _state(run_dir: Path, name: str) -> str:
     "Whether a stage of a run is complete."
-    from bidirseg.pipeline.stages import stage_spec
-    from bidirseg.runs import is_finished
-    try:
-        complete = is_finished(run_dir, name, stage_spec(name).settings)
-    except InputError:   # what it takes from other stages is not there
-        complete = False
-    return 'complete' if complete else 'to do'
+    from bidirseg.pipeline.stages import still_holds
+    return 'complete' if still_holds(run_dir, name) else 'to do'
 
 def _stages(args: Namespace):
     "Print the stages, a line for each, and for a run which are complete."
@@ -189,6 +186,7 @@ def _report(args: Namespace):
     from bidirseg.pipeline.report import report
     print(report(args.run_dir))
 
+# %% ../nbs/10_command_line.ipynb #9ba54e70
 def _add_explain(commands):
     parser = commands.add_parser('explain', help='the settings of a preset beside the published ones, with the reasons')
     _add_preset(parser)
@@ -444,6 +442,7 @@ def _add_studies(commands):
     _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
                     'self-train under several seeds and compare ways to choose a checkpoint')
 
+# %% ../nbs/10_command_line.ipynb #bd3f9a45
 def _ablate(args: Namespace):
     "Run variants."
     from bidirseg.studies.ablation import ablate
@@ -560,6 +559,7 @@ def _os_error(error: OSError) -> int:   # exit status
     return _refuse(InputError(f'{error.filename}: {error.strerror}', 'a place that can be read or written',
                               'check the path, its permissions and the disk'))
 
+# %% ../nbs/10_command_line.ipynb #6a924902
 def _carry_out(args: Namespace) -> int:   # exit status
     "Do what a command does; what went wrong is said in one line."
     try:
@@ -619,6 +619,7 @@ def _among_hosts(command: Callable, args: Namespace) -> int:   # exit status
     dismiss(store, status)
     return status
 
+# %% ../nbs/10_command_line.ipynb #dcabe34f
 def main(argv: list[str] | None = None) -> int:  # exit status
     "The command line."
     args = make_parser().parse_args(argv)

@@ -59,18 +59,23 @@ class DistillationSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
-        check_name(self.student, ('fresh', 'teacher'), 'student')
-        if not self.label_scales or min(self.label_scales) <= 0:
-            raise InputError(f"label_scales={self.label_scales}", "at least one size, relative to the training height",
-                             "set label_scales=[0.75, 1.0, 1.5]")
-        if self.student == 'teacher' and self.student_weights is not None:
-            raise InputError(f"student_weights={self.student_weights!r} with student='teacher'",
-                             "weights for a fresh student", "set student=fresh, or leave the weights out")
+        _check_student(self)
 
     def inputs(self, stage) -> list[str]:
         weights = ['reweighting/weights.pt'] if self.source_weights else []
         domains = [*stage.config.labelled_domains, 'target']
         return [*domains, f'{teacher_stage(stage.config, stage.name)}/model.pt', *weights]
+
+# %% ../nbs/07_distillation.ipynb #a82ad949
+def _check_student(settings: DistillationSettings):
+    "Raise `InputError` where no student could be started or labelled for."
+    check_name(settings.student, ('fresh', 'teacher'), 'student')
+    if not settings.label_scales or min(settings.label_scales) <= 0:
+        raise InputError(f"label_scales={settings.label_scales}", "at least one size, relative to the training height",
+                         "set label_scales=[0.75, 1.0, 1.5]")
+    if settings.student == 'teacher' and settings.student_weights is not None:
+        raise InputError(f"student_weights={settings.student_weights!r} with student='teacher'",
+                         "weights for a fresh student", "set student=fresh, or leave the weights out")
 
 # %% ../nbs/07_distillation.ipynb #f106b354
 @dataclass

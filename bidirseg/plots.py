@@ -68,16 +68,15 @@ def image_grid(rows: Mapping[str, Sequence],   # name at the left -> pictures (h
     return fig
 
 # %% ../nbs/12_plots.ipynb #0b8e9f65
-def color_legend(fig: Figure,               # with the layout 'constrained', as `image_grid` makes it
-                 colors: dict[str, tuple],  # name -> RGB, 0 to 255
-                 loc: str = 'outside lower center'):
+def color_legend(fig: Figure,                # with the layout 'constrained', as `image_grid` makes it
+                 colors: dict[str, tuple]):  # name -> RGB, 0 to 255
     "What the colours of a picture mean, in four columns below it, for which the figure grows."
     width, height = fig.get_size_inches()
     fig.set_size_inches(width, height + .22 * math.ceil(len(colors) / 4))
     patches = []
     for name, color in colors.items():
         patches.append(Patch(color=np.array(color) / 255, label=escape_mathtext(name)))
-    fig.legend(handles=patches, loc=loc, ncols=4, fontsize=9, frameon=False, handlelength=1)
+    fig.legend(handles=patches, loc='outside lower center', ncols=4, fontsize=9, frameon=False, handlelength=1)
 
 # %% ../nbs/12_plots.ipynb #f6097379
 _STEPS = {   # stage -> what its box says, column, row

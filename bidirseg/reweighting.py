@@ -176,9 +176,9 @@ def combine_terms(distances: Tensor,       # (n, rows, columns) of source region
 @dataclass(frozen=True)
 class ReweightingSettings(StageSettings):
     "Settings of the transferability maps."
-    n_centroids: int = 40   # of the target, that distances are measured to
+    n_centroids: int = 40          # of the target, that distances are measured to
     region_height: int = 128       # images are brought to this size before the backbone
-    region_width: int = 256   # the other side of that size
+    region_width: int = 256        # the other side of that size
     grid: list = (4, 8)            # rows and columns of regions
     backbone: str = 'warmup'       # the warm-up model's, or a name such as resnet50 or timm/NAME
     weights: 'str | None' = None   # of a named backbone
@@ -186,19 +186,29 @@ class ReweightingSettings(StageSettings):
     entropy: bool = True           # add the entropy of each pixel's class
 
     def __post_init__(self):
-        if len(self.grid) != 2 or min(self.n_centroids, self.region_height, self.region_width, *self.grid) < 1:
-            size = f"{self.region_height} x {self.region_width}"
-            raise InputError(f"n_centroids={self.n_centroids}, regions of {size}, grid={self.grid}",
-                             "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
-        if self.backbone != 'warmup' and self.weights is None:
-            raise InputError(f"backbone={self.backbone!r} without weights", "pretrained weights, not random ones",
-                             "set weights=IMAGENET1K_V1, or backbone=warmup")
-        if self.backbone == 'warmup' and self.weights is not None:
-            raise InputError(f"weights={self.weights!r} with backbone='warmup'", "weights for a backbone of their own",
-                             "name it, such as backbone=resnet152, or leave the weights out")
+        _check_regions(self)
+        _check_backbone(self)
 
     def inputs(self, stage) -> list[str]:
         return ['source', 'target', 'warmup/model.pt']
+
+# %% ../nbs/05_reweighting.ipynb #9f8146bc
+def _check_regions(settings: ReweightingSettings):
+    "Raise `InputError` unless there are centroids, and regions of some size."
+    numbers = settings.n_centroids, settings.region_height, settings.region_width, *settings.grid
+    if len(settings.grid) != 2 or min(numbers) < 1:
+        size = f"{settings.region_height} x {settings.region_width}"
+        raise InputError(f"n_centroids={settings.n_centroids}, regions of {size}, grid={settings.grid}",
+                         "numbers of at least 1, and rows and columns for the grid", "for instance grid=[4, 8]")
+
+def _check_backbone(settings: ReweightingSettings):
+    "Raise `InputError` for a named backbone without weights, and for weights without its name."
+    if settings.backbone != 'warmup' and settings.weights is None:
+        raise InputError(f"backbone={settings.backbone!r} without weights", "pretrained weights, not random ones",
+                         "set weights=IMAGENET1K_V1, or backbone=warmup")
+    if settings.backbone == 'warmup' and settings.weights is not None:
+        raise InputError(f"weights={settings.weights!r} with backbone='warmup'", "weights for a backbone of their own",
+                         "name it, such as backbone=resnet152, or leave the weights out")
 
 # %% ../nbs/05_reweighting.ipynb #7f685cb4
 class Regions(Collector):
@@ -216,8 +226,7 @@ def _region_backbone(stage: Stage, model: nn.Module) -> nn.Module:
         return model.backbone
     return build_backbone(settings.backbone, settings.weights, 32).to(stage.device).eval()
 
-_MOST_TARGET_IMAGES = 4000   # with 16 regions of 2,048 features each: half a gigabyte, for 40 centroids
-
+# %% ../nbs/05_reweighting.ipynb #b351549e
 def _gather_regions(stage: Stage, images: ImageSet, domain: str,
                     positions: Sequence[int],         # of the images
                     work: Callable[[dict], Tensor],   # batch -> something of the regions of each image
@@ -229,6 +238,8 @@ def _gather_regions(stage: Stage, images: ImageSet, domain: str,
     return torch.stack(regions.found)
 
 # %% ../nbs/05_reweighting.ipynb #901f6d76
+_MOST_TARGET_IMAGES = 4000   # with 16 regions of 2,048 features each: half a gigabyte, for 40 centroids
+
 def measure_weights(stage: Stage, model: nn.Module, source: Samples) -> tuple[SourceWeights, dict]:
     "The weights of a run, and the centroids, distances and entropies behind them."
     settings, backbone = stage.settings, _region_backbone(stage, model)

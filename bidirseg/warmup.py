@@ -20,10 +20,11 @@ from .runs import RunConfig, Stage, as_changes, open_stage
 from .training import (TrainSettings, class_weights, init_model, labelled_loss, labelled_target, save_outputs,
                                supervised_loss, total_loss, train_stage)
 
-# %% ../nbs/02_warmup.ipynb #9c4ce1fd
+# %% ../nbs/02_warmup.ipynb #cd08c194
 BASELINES = ('source_only', 'oracle')
 BASELINE_OVERRIDES = dict(style='none', adapt_bn=False, brightness_match=False)   # nothing that needs the target
 
+# %% ../nbs/02_warmup.ipynb #9c4ce1fd
 @dataclass(frozen=True)
 class WarmupSettings(TrainSettings):
     "Settings of the warm-up, of the source-only model and of the oracle."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRANSPARENT', 'MAX_PIXELS', 'apply_gain', 'file_fingerprint', 'ImageSet', 'orientation', 'join_color', 'split_color',
-           'LabeledImageSet', 'images_only', 'opened', 'bits_in_use', 'open_rgb', 'stored_bits', 'open_ids',
-           'open_colors', 'file_key', 'image_files', 'far_images', 'match_pairs']
+           'LabeledImageSet', 'images_only', 'no_pillow_limit', 'opened', 'bits_in_use', 'open_rgb', 'stored_bits',
+           'open_ids', 'open_colors', 'file_key', 'image_files', 'far_images', 'match_pairs']
 
 # %% ../../nbs/data/01_images.ipynb #99fc990e
 from dataclasses import dataclass, field, replace
@@ -254,11 +254,22 @@ def _check_pixels(path: Path, image: Image.Image, what: str, max_pixels: int):
                          f"{what} of at most {max_pixels:,}",
                          "remove it, or set max_pixels for this data set if it is meant to be so")
 
+# %% ../../nbs/data/01_images.ipynb #23a76fdc
+@contextlib.contextmanager
+def no_pillow_limit() -> Iterator:
+    "A scope without Pillow's own limit of pixels."
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
 # %% ../../nbs/data/01_images.ipynb #01245659
 def _readable(path: Path | FileRange, max_pixels: float = MAX_PIXELS):
     "What Pillow opens: a path, or the bytes of a file elsewhere, of which no image needs more than 8 a pixel."
     return io.BytesIO(read_range(path, 8 * max_pixels + 2**20)) if isinstance(path, FileRange) else path
 
+# %% ../../nbs/data/01_images.ipynb #c4769da5
 @contextlib.contextmanager
 def opened(path: Path | FileRange,
            what: str,   # how messages call the file: 'an image', 'a label map'
@@ -266,9 +277,8 @@ def opened(path: Path | FileRange,
     "An image file for decoding inside the block; whatever is wrong with it raises `InputError`."
     if not isinstance(path, FileRange):
         check_plain_file(path, what)
-    pillow_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(_readable(path, max_pixels)) as image:
+        with no_pillow_limit(), Image.open(_readable(path, max_pixels)) as image:
             _check_pixels(path, image, what, max_pixels)
             yield image
     except InputError:
@@ -278,8 +288,6 @@ def opened(path: Path | FileRange,
     except Exception as e:
         raise InputError(f"{path} cannot be read as {what} ({type(e).__name__}: {e})",
                          "a whole image file", "replace or remove it") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = pillow_limit
 
 # %% ../../nbs/data/01_images.ipynb #fd5d5844
 _BITS = (8, 10, 12, 14, 16)   # that cameras and tools use

@@ -574,10 +574,12 @@ def _shard_members(root, pattern: str) -> list[tuple[str, FileRange]]:   # name 
     members = [member for place in places for member in tar_files(place)]
     return sorted(members, key=lambda member: member[0].split('/'))   # as a folder's files are
 
+# %% ../../nbs/data/03_readers.ipynb #8fbff922
 def _with_ending(members: list, end: str) -> list[tuple[str, FileRange]]:   # key and file
     "Members whose names end so."
     return [(file_key(name, end), file) for name, file in members if name.lower().endswith(end.lower())]
 
+# %% ../../nbs/data/03_readers.ipynb #efcdadd6
 def shards(root, labelled: bool = True,
            files: str = '*.tar',                               # below the root; photos-{000..009}.tar are ten
            image_end: str = '.jpg', label_end: str = '.png',   # how names of members end, beyond what both share

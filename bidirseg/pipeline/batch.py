@@ -100,6 +100,7 @@ def _save_cells(path: Path, sources: list[str]):
             cells.append(cell | dict(execution_count=number, outputs=[]))
     save_json(path, dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5))
 
+# %% ../../nbs/pipeline/11_batch.ipynb #20fed07a
 _HELD = contextlib.ExitStack()   # the lock of the run in which this process works on a stage
 
 def _keep_cells(shell, folder: Path, namespace: dict):

@@ -100,11 +100,13 @@ def _value_clashes(config: RunConfig) -> list[list]:   # rows: domain, what
                for value in source if value in scored and source[value] != scored[value]]
     return [['evaluation', f"values of two meanings: {'; '.join(clashes)}"]] if clashes else []
 
+# %% ../../nbs/pipeline/00_check.ipynb #03f63952
 def _as_agreed(report: dict[str, dict], config: RunConfig) -> dict[str, dict]:
     "The report without the missing label maps of data sets that are to be used without them."
     agreed = {name for name in report if getattr(config, name).get('skip_missing')}
     return {name: figures | dict(missing=[]) if name in agreed else figures for name, figures in report.items()}
 
+# %% ../../nbs/pipeline/00_check.ipynb #a6da728a
 def _supervision(report: dict[str, dict]) -> list[list]:   # rows: domain, what
     "Whether a run learns from labels of the target."
     said = supervision_text(report.get('target_labels', {}).get('images', 0))

@@ -7,6 +7,7 @@ __all__ = ['compare']
 
 # %% ../../nbs/pipeline/12_compare.ipynb #407c5b1a
 import os
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -118,19 +119,17 @@ def _chart(runs: list[dict]) -> Markup:
     rows = [[run['name'], percent(run['kept'])] for run in runs]
     return bar_chart('runs', ['run', 'kept labels, %'], rows, 'Share of the target with a pseudo label', 100)
 
+# %% ../../nbs/pipeline/12_compare.ipynb #03d7b055
 def _words(runs: list[dict]) -> str:
     "The answer in a sentence."
     scored = [run for run in runs if run['last'] is not None]
     if not scored:
         return 'None of these runs has scores: there are no labelled target images, or the runs are not done.'
-    best = max(scored, key=_last_score)
+    best = max(scored, key=itemgetter('last'))
     gain = change_text(best['first'], best['last'])
     return f"{best['name']} has the highest mIoU on the target, {best['last']:.1f} %, {gain} over its first model; " \
            f'{len(scored)} of {len(runs)} runs have scores. ' \
            'Compare only runs that were scored on the same images.'
-
-def _last_score(run: dict) -> float:
-    return run['last']
 
 # %% ../../nbs/pipeline/12_compare.ipynb #0a4066c0
 _GENERATOR = 'bidirseg compare'

@@ -85,15 +85,16 @@ class _Copy:
         self.send_signal(signal.SIGKILL)
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #be7cb4b0
-_PLACES = ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR')
-_LAUNCH = ['-P', '-m', 'ipykernel_launcher', '-f']   # -P: what lies in the folder at hand is not imported
-
 class _CopyProvisioner(LocalProvisioner):
     "Starts a kernel as a copy of the process that has the imports."
     async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         self.process = _Copy(cmd[cmd.index('-f'):], kwargs['env'], str(kwargs.get('cwd') or Path.cwd()))
         self.pid = self.pgid = self.process.pid
         return self.connection_info
+
+# %% ../../nbs/pipeline/09_kernels.ipynb #5d1e60e2
+_PLACES = ('IPYTHONDIR', 'JUPYTER_CONFIG_DIR', 'JUPYTER_DATA_DIR', 'JUPYTER_RUNTIME_DIR')
+_LAUNCH = ['-P', '-m', 'ipykernel_launcher', '-f']   # -P: what lies in the folder at hand is not imported
 
 class _OwnKernel(AsyncKernelManager):
     "Starts the interpreter that this process runs in, whatever kernels are installed."

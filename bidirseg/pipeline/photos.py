@@ -109,6 +109,7 @@ def find_photos(words: list[str],   # paths, folders and globs
                          "images to label", "name the images themselves")
     return photos, left_out
 
+# %% ../../nbs/pipeline/06_photos.ipynb #13c59d3f
 def some(names: list, most: int = 3) -> str:
     "The first few of many names."
     shown = ', '.join(str(name) for name in names[:most])
@@ -157,6 +158,7 @@ def _identity(path: Path) -> set:
         return {_folded(os.path.realpath(path))}
     return {_folded(os.path.realpath(path)), (status.st_dev, status.st_ino)}
 
+# %% ../../nbs/pipeline/06_photos.ipynb #82ffc061
 def check_free(targets: list[Path],   # what will be written
                inputs: list[Path],    # what must stay
                overwrite: bool):      # whether files of others may go

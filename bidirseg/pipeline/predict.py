@@ -6,7 +6,6 @@
 __all__ = ['Segmenter', 'load', 'evaluate_run', 'PredictOptions', 'open_photo', 'UnreadableImages', 'predict_files']
 
 # %% ../../nbs/pipeline/03_predict.ipynb #118cd00c
-import contextlib
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from .. import evaluation
 from ..core import (
     InputError, check_name, cpu_count, pick_device, progress, remove_half_written, synced_at_end)
 from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, open_domain, open_rgb
-from ..data.images import opened
+from ..data.images import no_pillow_limit, opened
 from ..judgement import read_judgement
 from ..models import (
     Labelled, Views, build_model, is_checkpoint, load_checkpoint, load_published, network_input,
@@ -257,6 +256,7 @@ def _same_size(pictures: Iterable[_Picture], batch_size: int) -> Iterator[list[_
             yield groups.pop(next(iter(groups)))   # the oldest
     yield from groups.values()
 
+# %% ../../nbs/pipeline/03_predict.ipynb #4ab545eb
 def _labelled(segmenter: Segmenter, pictures: Iterable[_Picture],
               options: PredictOptions) -> Iterator[tuple[_Picture, Labelled]]:
     "Each picture and what the network says about it."
@@ -301,6 +301,7 @@ def _readable(pictures: Iterable, failed: list[str]) -> Iterator[_Picture]:
         _say(f'left out: {error.seen}')
         failed.append(name)
 
+# %% ../../nbs/pipeline/03_predict.ipynb #7314ad27
 def _reported(paths: Iterable[Path], total: int) -> Iterator[Path]:   # total 0: not known
     "The same paths: a bar on a terminal, lines elsewhere."
     if sys.stdout.isatty():
@@ -311,15 +312,6 @@ def _reported(paths: Iterable[Path], total: int) -> Iterator[Path]:   # total 0:
         yield path
 
 # %% ../../nbs/pipeline/03_predict.ipynb #9ed8dd75
-@contextlib.contextmanager
-def _no_pillow_limit():
-    "Pillow's own limit of pixels set aside."
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
-
 def _total(photos: list[Photo], every: int) -> int:
     "How many pictures and frames there are; 0 where a video does not say."
     counts = [video.count_frames(photo.path, every) if photo.is_video else 1 for photo in photos]
@@ -339,7 +331,7 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
     photos = _plan(images, out, segmenter.space, chosen)
     files.save_legend(out, segmenter.space)
     threads, failed = min(16, 1 + cpu_count()), []
-    with _no_pillow_limit(), synced_at_end(out):
+    with no_pillow_limit(), synced_at_end(out):
         tasks = _tasks(photos, out, chosen)
         pictures = ahead(partial(_open, segmenter, chosen), tasks, threads)
         labelled = _labelled(segmenter, _readable(pictures, failed), chosen)
@@ -351,4 +343,3 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
                                f"replace or remove them, or raise --max-pixels for one that is too large; "
                                f"the other {len(done)} are labelled")
     return done
-

@@ -126,6 +126,7 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
         raise InputError(f"{path} is reached through a link", "a file of the run itself", "put the file there")
     return load_json(path, 'the scores of a finished run')
 
+# %% ../../nbs/pipeline/02_report.ipynb #d5c7ed99
 def _supervision(run_dir: Path) -> str:   # '' where the run is unsupervised
     "Whether a run also learnt from labels of the target, in a sentence."
     if not load_run(run_dir).target_labels:
@@ -260,6 +261,7 @@ def _stage_figure(run_dir: Path, name: str) -> Markup:   # empty: not there
     file, caption = _FIGURES.get(stage_kind(name), _OF_TRAINING)
     return html_figure(stage_dir(run_dir, name)/file, caption, run_dir)
 
+# %% ../../nbs/pipeline/02_report.ipynb #34d2b5d3
 def _pictures(run_dir: Path, name: str) -> dict:
     "What a stage shows: examples, or else its figure."
     listed, folder = read_artefact(run_dir, name, 'pictures.json') or [], stage_dir(run_dir, name)
@@ -286,6 +288,13 @@ def _legend(config: RunConfig) -> Markup:
     return render(_LEGEND, colors=[*zip(space.classes, space.colors), ('ignored', (0, 0, 0))])
 
 # %% ../../nbs/pipeline/02_report.ipynb #c77d4c92
+def _curve_title(key: str) -> str:
+    "What a column of the history is called."
+    if key == 'lr':
+        return 'learning rate'
+    return key if 'loss' in key else f'loss, {key}'
+
+# %% ../../nbs/pipeline/02_report.ipynb #6e2416bc
 def _training_curves(run_dir: Path, name: str) -> list[Markup]:
     "Losses and rate of a training."
     history = read_artefact(run_dir, name, 'history.json')
@@ -294,10 +303,10 @@ def _training_curves(run_dir: Path, name: str) -> list[Markup]:
     keys = list(history[0])
     rows = [[step, *(float(f'{row[key]:.4g}') for key in keys)] for step, row in enumerate(history, 1)]
     link = csv_link(f'{name}-history', ['step', *keys], rows)
-    titles = {key: 'learning rate' if key == 'lr' else key if 'loss' in key else f'loss, {key}' for key in keys}
     links = [link, *[''] * (len(keys) - 1)]   # one file holds all curves
-    return [curve_chart(titles[key], [row[key] for row in history], csv) for key, csv in zip(keys, links)]
+    return [curve_chart(_curve_title(key), [row[key] for row in history], csv) for key, csv in zip(keys, links)]
 
+# %% ../../nbs/pipeline/02_report.ipynb #1d5318ea
 def _data_charts(run_dir: Path, name: str) -> list[Markup]:
     "Shares of the classes in the labelled domains."
     report = read_artefact(run_dir, name, 'check.json') or {}
@@ -388,14 +397,17 @@ _PURPOSES = {   # kind of a stage -> what it does
     'evaluation': 'Scores every model on labelled target images that were never trained on.',
 }
 
-def _setting_rows(config: RunConfig, name: str, params: dict, changed: dict) -> list[list]:
+# %% ../../nbs/pipeline/02_report.ipynb #66bb2f4c
+def _setting_rows(name: str, params: dict, changed: dict) -> list[list]:
     "The settings of a stage itself, and which of them differ from the preset."
-    shared, rows = {field.name for field in fields(RunConfig)}, []
-    for key, value in params.items():
-        if key not in shared:
-            found = [changed[f'{table}.{key}'] for table in (name, stage_kind(name), 'training')
-                     if f'{table}.{key}' in changed]
-            rows.append([key, json.dumps(value), f'changed; the preset has {json.dumps(found[0][0])}' if found else ''])
+    of_run = {field.name for field in fields(RunConfig)}
+    rows = []
+    for key in params:
+        if key not in of_run:
+            places = [f'{table}.{key}' for table in (name, stage_kind(name), 'training')]
+            found = [changed[place] for place in places if place in changed]
+            note = f'changed; the preset has {json.dumps(found[0][0])}' if found else ''
+            rows.append([key, json.dumps(params[key]), note])
     return rows
 
 # %% ../../nbs/pipeline/02_report.ipynb #2b2613d6
@@ -456,8 +468,7 @@ def _took(record: dict) -> str:
 # %% ../../nbs/pipeline/02_report.ipynb #6986aff3
 def _section(run_dir: Path, name: str, record: dict, results: dict, changed: dict) -> dict:
     "What the page shows of a stage."
-    config = load_run(run_dir)
-    rows = _setting_rows(config, name, record['params'], changed)
+    rows = _setting_rows(name, record['params'], changed)
     title, table = _fallen_table(run_dir, results) if name == 'evaluation' else ('', '')
     return dict(anchor=f'stage-{name}', number=int(stage_dir(run_dir, name).name[:2]),
                 title=name.replace('_', ' '), purpose=_PURPOSES[stage_kind(name)],

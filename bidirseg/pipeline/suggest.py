@@ -69,6 +69,11 @@ class Suggestion(NamedTuple):
     name: str        # its path, or the key of a drawn scene
     score: float     # mean log likelihood, nats; low is strange
 
+def _name(images: ImageSet, i: int) -> str:
+    "The path of an image, or its key where it is no file."
+    return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
+
+# %% ../../nbs/pipeline/08_suggest.ipynb #5c25605d
 def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> list[Suggestion]:
     "Look at all target images without labels, and pick."
     positions, scores, means = unlabelled_positions(stage), [], []
@@ -82,10 +87,6 @@ def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> 
     picks = pick_images(np.array(scores), np.stack(means), count, stage.config.seed)
     return [Suggestion(positions[k], _name(target.images, positions[k]), scores[k]) for k in picks]
 
-def _name(images: ImageSet, i: int) -> str:
-    "The path of an image, or its key where it is no file."
-    return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
-
 # %% ../../nbs/pipeline/08_suggest.ipynb #a8c9a23c
 def _check_empty(out: Path):
     "Raise `InputError` for a folder that holds something, or a file."
@@ -93,6 +94,7 @@ def _check_empty(out: Path):
     if out.exists() and not is_empty:
         raise InputError(f"{out} is there already", "a new folder for the suggested images", "choose another --out")
 
+# %% ../../nbs/pipeline/08_suggest.ipynb #c1a06667
 def _copy_image(images: ImageSet, i: int, folder: Path) -> str:   # the copy's name
     "Copy an image's file as it is; a drawn scene is written as PNG."
     source = images.items[i]
@@ -104,6 +106,7 @@ def _copy_image(images: ImageSet, i: int, folder: Path) -> str:   # the copy's n
             images.image(i).save(tmp, format='PNG')
     return name
 
+# %% ../../nbs/pipeline/08_suggest.ipynb #4d4e8482
 def write_suggestions(suggestions: list[Suggestion], images: ImageSet, out: Path):
     "Write `images/` and `suggested.csv`."
     rows = [['file', 'log likelihood', 'from']]

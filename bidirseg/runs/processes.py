@@ -191,6 +191,7 @@ def starts_processes(processes: int) -> bool:   # on each host
     "Whether work is for several processes, and this is none of them."
     return processes_in_all(processes) > 1 and not dist.is_initialized()
 
+# %% ../../nbs/runs/07_processes.ipynb #741893f9
 @contextlib.contextmanager
 def _meet(processes: int, *work) -> Iterator[Meeting]:   # as `take_part` takes it
     "A scope in which all hosts know of a launch, and what is to do in it."

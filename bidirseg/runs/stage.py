@@ -678,12 +678,14 @@ def _input_fingerprint(self: Stage, name: str) -> str:
     options = {key: value for key, value in domain_spec(self.config, name).items() if key != 'root'}
     return f'{self.images(name).fingerprint()} {json.dumps(options, sort_keys=True)}'
 
+# %% ../../nbs/runs/02_stage.ipynb #1c7a33d7
 @patch
 def remove_states(self: Stage):
     "Take away what a killed run would have gone on from."
     for path in [self.dir/'resume.pt', *self.dir.glob('.*.jsonl'), *self.dir.glob('.*.pt')]:
         path.unlink(missing_ok=True)
 
+# %% ../../nbs/runs/02_stage.ipynb #fd1573d2
 def set_up_torch(config: RunConfig):
     "Threads and determinism as the run asks for them."
     if config.threads or cpu_count() < torch.get_num_threads():   # a container may have fewer than there are

@@ -31,16 +31,17 @@ def _changes(**tables) -> list[str]:   # 'key=value' texts
     "Settings of some stages: _changes(prototypes=dict(n_components=1)) and so on."
     return as_changes(tables)
 
+# %% ../../nbs/studies/01_ablation.ipynb #e2e03edf
 _BY_PROTOTYPES = dict(label_source='prototypes', score='margin')   # margins do not tie
 _BY_NETWORK = dict(label_source='network', score='posterior')
+_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, discriminant=False)
 
 def _labelled_by(covariance_type: str, n_components: int, adapt_steps: int = 0) -> list[str]:
     "Labels of prototypes of some form."
     form = dict(covariance_type=covariance_type, n_components=n_components, adapt_steps=adapt_steps)
-    return as_changes(dict(prototypes=form, pseudo_labels=_BY_PROTOTYPES))
+    return _changes(prototypes=form, pseudo_labels=_BY_PROTOTYPES)
 
-_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, discriminant=False)
-
+# %% ../../nbs/studies/01_ablation.ipynb #cd8bfc29
 _LABEL_VARIANTS = {   # name -> changes
     'softmax': _changes(pseudo_labels=_BY_NETWORK),
     'softmax_half': _changes(pseudo_labels=dict(_BY_NETWORK, keep=.5)),
@@ -125,6 +126,7 @@ def _run_stages(run_dir: Path, names: list[str]) -> tuple[dict, float]:   # the 
         seconds += record['seconds']
     return record, seconds
 
+# %% ../../nbs/studies/01_ablation.ipynb #644f4ddc
 def _score(run_dir: Path, config: RunConfig, stage: str, record: dict) -> dict:
     "The scores of a stage's model, and its agreement where there is a judge, kept in `score.json`."
     evaluated = open_images(config, 'evaluation').fingerprint(), json.dumps(config.evaluation, sort_keys=True)
@@ -265,6 +267,7 @@ def _ablate_seed(preset: str, variants: list[str], out: Path, sets: list[str], u
         save_json(out/f'seed{seed}'/'results.json', rows)
     return rows
 
+# %% ../../nbs/studies/01_ablation.ipynb #3e60bf98
 def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], sets: list[str] = (),
            update: bool = False,
            jobs: Jobs = Jobs(),   # how many seeds at once, and where

@@ -113,6 +113,7 @@ class Workload:
     alone: float = 0.    # seconds an image of what one process does while the others wait
     fixed: float = 0.    # seconds of the passes that do not grow with the target
 
+# %% ../../nbs/studies/06_scale.ipynb #9596ec2b
 def estimate_scale(work: Workload, images: int, machines: Machines) -> dict:   # seconds, bytes, what takes longest
     "What a run of so many target images takes."
     steps, step = work.training.steps, slowest(seconds_a_step(work.training, machines))
@@ -144,6 +145,7 @@ class _Pass:
             return stage.each_image('scale', self.samples, self.work, self.write, 1)
         return stage.gather('scale', self.samples, range(len(self.samples)), self.work, self.collector, 1)
 
+# %% ../../nbs/studies/06_scale.ipynb #5be1d661
 def _scene_pass(kind: str,   # each_image or gather
                 count: int, height: int = 64, width: int = 128) -> _Pass:
     "A pass over so many scenes."
@@ -190,6 +192,7 @@ class _Clocked:
         with open(self.folder/str(os.getpid()), 'a') as file:
             file.write(f'{time.process_time()}\n')
 
+# %% ../../nbs/studies/06_scale.ipynb #bec376d7
 @dataclass
 class _ClockedSamples:
     "Samples that note it when one is read."
@@ -201,8 +204,11 @@ class _ClockedSamples:
 
 def _noted_seconds(folder: Path) -> float:
     "The processor seconds of all processes between their first and last notes."
-    found = [[float(line) for line in path.read_text().splitlines()] for path in folder.iterdir()]
-    return sum(times[-1] - times[0] for times in found)
+    seconds = 0.
+    for path in folder.iterdir():
+        times = [float(line) for line in path.read_text().splitlines()]
+        seconds += times[-1] - times[0]
+    return seconds
 
 # %% ../../nbs/studies/06_scale.ipynb #ee79152c
 def _stage_in(folder: Path, processes: int) -> Stage:
@@ -289,6 +295,7 @@ def _name_bytes(images: int) -> float:   # an image
     tracemalloc.stop()
     return taken
 
+# %% ../../nbs/studies/06_scale.ipynb #7d08197b
 def _look_seconds(files: int) -> float:   # a file
     "What it takes to look at a file again: its checksum, its size and its date."
     with tempfile.TemporaryDirectory() as folder:
@@ -301,6 +308,7 @@ def _look_seconds(files: int) -> float:   # a file
         images.file_stamps()
         return (time.process_time() - began) / files
 
+# %% ../../nbs/studies/06_scale.ipynb #b96c9598
 def _label_bytes(height: int = 512, width: int = 1024) -> float:
     "The size of a label map as PNG."
     sizes = []
@@ -326,6 +334,7 @@ def _pass_rows(kind: str, counts: tuple, processes: tuple, few: int) -> list[Row
                      Row(f'{name}_cost', of_image, 's of a core an image'), Row(f'{name}_seconds', wall, 's')]
     return rows
 
+# %% ../../nbs/studies/06_scale.ipynb #ab7c0e7b
 def bench_scale(device: str = 'cpu',   # as the other benches have it; only the CPU is measured
                 counts: tuple = (50, 200, 800), processes: tuple = (1, 2, 4),
                 few: int = 16,   # images on which costs are measured

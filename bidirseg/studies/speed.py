@@ -683,6 +683,7 @@ class _Timed(nn.Module):
         self.seconds += time.perf_counter() - began
         return answer
 
+# %% ../../nbs/studies/04_speed.ipynb #66202a2d
 def _forward_share(domain: LabeledImageSet, config: RunConfig, device: torch.device) -> float:   # in [0, 1]
     "Of the time of a pass that samples features."
     network = _Timed(init_model(config, device).eval())
@@ -756,6 +757,7 @@ def _network_rows(backbone: str, device: torch.device, changes: tuple, turns: in
         rows.append(Row(f'{backbone}_step_memory', _extra_gpu_memory(step, device) / 2**20, 'MB beyond the weights'))
     return rows
 
+# %% ../../nbs/studies/04_speed.ipynb #992f68e9
 def bench_networks(device: str = 'cpu',   # cpu or cuda
                    backbones: tuple = ('mobilenet_v2', 'resnet101'),
                    changes: tuple = (),   # settings of the preset gta5-cityscapes

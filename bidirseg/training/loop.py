@@ -176,9 +176,14 @@ def _buffers_kept(networks: Iterable[nn.Module]) -> Iterator:
     for buffer, value in zip(buffers, before):
         buffer.copy_(value)
 
+# %% ../../nbs/training/02_loop.ipynb #9d702023
+def _part_of(batch: dict, k: int, count: int) -> dict:
+    "One of `count` parts of a batch: its images number k, k + count and so on."
+    return {name: values[k::count] for name, values in batch.items()}
+
 def _in_parts(batches: list[dict], count: int) -> list[list[dict]]:
-    "The parts of the batches of a step, each with images of every domain."
-    return [[{name: values[k::count] for name, values in batch.items()} for batch in batches] for k in range(count)]
+    "The parts of the batches of a step."
+    return [[_part_of(batch, k, count) for batch in batches] for k in range(count)]
 
 # %% ../../nbs/training/02_loop.ipynb #d114020b
 @patch
@@ -192,6 +197,7 @@ def count_parts(self: Trainer, parts: list[list[dict]]) -> BatchInParts:
     batch.count_all()
     return batch
 
+# %% ../../nbs/training/02_loop.ipynb #002b0e01
 @patch
 def add_gradients(self: Trainer, batches: list[dict]) -> dict[str, Tensor]:   # the losses of this step
     "Add the gradients of a step to the network's, part after part."
@@ -536,6 +542,7 @@ def _speaks_or_not(trainer: Trainer) -> Iterator:
     with first_speaks():
         yield
 
+# %% ../../nbs/training/02_loop.ipynb #3a8df7d0
 def _train_share(packed: bytes) -> dict:   # for the stage's record
     "Train in one process of several."
     trainer, loaders = _unpack(packed)

@@ -95,6 +95,7 @@ class Side:
 LENGTH, BEHIND = 270.0, -25.0   # z of the end, and of the start behind the camera, metres
 OUTSIDE = 90.0                  # how far side streets go, metres
 
+# %% ../../../nbs/data/streets/06_street.ipynb #b8dd4a8f
 @dataclass(frozen=True)
 class Plan:
     "The layout of a street."
@@ -638,7 +639,9 @@ def traffic(plan: Plan, own_lane: int, rng: np.random.Generator) -> np.ndarray:
         own, inner = number == own_lane, number == 0
         first = rng.uniform(11, 35) if own else rng.uniform(2, 40)
         speed = 1.0 if own else rng.uniform(0.85, 1.15)
-        last = (24 if own else 0) if inner and ahead else 200   # the tram has its track to itself
+        last = 200
+        if inner and ahead:   # the tram has its track to itself
+            last = 24 if own else 0
         x = plan.right.lane_middle(number)
         parts.append(lane_traffic(plan.style, x, first, last, speed, rng))
         x, first, speed = -plan.left.lane_middle(number), rng.uniform(5, 40), -rng.uniform(0.5, 1.2)
