@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from .core import (
     InputError, check_blas_memory, check_name, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
-from .mixture import ClassPrototypes, Reservoir, map_adapt
+from .mixture import ClassPrototypes, Reservoir, check_finite, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
 from .models import FrozenMaps, build_backbone, predict_features, update_bn, with_features
 from .plots import save_figure
@@ -105,7 +105,7 @@ def fit_discriminant(rows: dict[int, Tensor],  # class -> (n, d) features
         raise InputError(f"discriminant=true with features of {len(some)} classes, each of at least two pixels",
                          "two classes or more to tell apart", "set discriminant=false, or train the warm-up longer")
     check_blas_memory()
-    every = torch.cat(list(some.values())).double().numpy()
+    every = check_finite(torch.cat(list(some.values())).double()).numpy()
     labels = np.repeat(list(some), [len(features) for features in some.values()])
     found = LinearDiscriminantAnalysis(solver='eigen', shrinkage='auto').fit(every, labels)
     axes = torch.from_numpy(found.transform(np.eye(every.shape[1])).T)   # (axes, d)
@@ -316,6 +316,7 @@ def gather_labelled(stage: Stage, model: nn.Module,   # as `gather_features` lef
 def _each(rows: dict[int, Tensor], change: Callable) -> dict[int, Tensor]:
     "The rows of each class, changed."
     return {c: change(features) for c, features in rows.items()}
+
 def _draw(stage: Stage, found: dict):   # from `feature_map`
     "The stage's picture, and its numbers."
     save_json(stage.dir/'map.json', found)

@@ -138,7 +138,7 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
         truth = [torch.from_numpy(scored.read(i)['label']) for i in range(len(scored))]
         row = label_scores(lambda i: labeler(scored.read(i)['image']), truth, num_classes, seed)
         rows.append(dict(method=name, seed=seed, **row))
-        print(f"{name:34s} mIoU {100 * row['miou']:5.1f}, of the kept half {100 * row['miou_kept']:5.1f}", flush=True)
+        print(f"{name:46s} mIoU {100 * row['miou']:5.1f}, of the kept half {100 * row['miou_kept']:5.1f}", flush=True)
     return rows
 
 # %% ../../nbs/studies/02_label_quality.ipynb #1a51ea64
