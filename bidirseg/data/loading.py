@@ -221,7 +221,7 @@ def read_batches(samples,                          # has read(position) -> dict 
     if workers is None:
         workers = reading_workers(samples, positions, device)
     if workers and isinstance(samples, Samples):
-        samples = replace(samples, cache_mb=0)   # each worker would fill one of its own
+        samples = replace(samples, cache_mb=0)   # a cache would end with its worker
     loader = DataLoader(_Reading(samples, positions, batch_size), batch_size=None, num_workers=workers,
                         generator=stream(0, 'reading'), pin_memory=is_accelerator(device),
                         worker_init_fn=start_worker)
