@@ -15,13 +15,13 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from .core import InputError, check_blas_memory, load_json, numpy_stream, save_json, spaced_indices, stream
+from .core import InputError, load_json, numpy_stream, save_json, spaced_indices, stream
 from .data import IGNORE, Samples
 from .evaluation import confusion_matrix, mean_iou
 from .mixture import ClassPrototypes
 from .models import build_backbone, label_maps, rescale, to_device
 from .plots import image_grid, save_figure, save_pictures
-from .prototypes import labels_at_features
+from .prototypes import fit_whitening, labels_at_features
 from .runs import Stage, StageSettings, load_run, open_stage, stage_dir, stage_names, trained_stages
 
 # %% ../nbs/09_adapt_or_not.ipynb #43e7a6db
@@ -35,20 +35,6 @@ def _coarse_features(network: nn.Module,   # from `build_backbone`
     device = next(network.parameters()).device
     images = to_device(dict(image=torch.from_numpy(image)[None]), device)['image']
     return network(rescale(images, _ROWS / image.shape[1]))[1][0].movedim(0, -1).float().cpu()
-
-# %% ../nbs/09_adapt_or_not.ipynb #b4aff79a
-@torch.no_grad()
-def _fit_whitening(every: Tensor,   # (n, d) features
-                   ) -> nn.Linear:  # d -> at most 96
-    "The main axes of features, each brought to a standard deviation of one."
-    from sklearn.decomposition import PCA
-    check_blas_memory()
-    pca = PCA(min(_AXES, *every.shape), svd_solver='covariance_eigh').fit(every.double().numpy())
-    axes = torch.from_numpy(pca.components_ / np.sqrt(pca.explained_variance_)[:, None])
-    whitening = nn.Linear(every.shape[1], len(axes)).requires_grad_(False)
-    whitening.weight.copy_(axes)
-    whitening.bias.copy_(-axes @ torch.from_numpy(pca.mean_))
-    return whitening
 
 # %% ../nbs/09_adapt_or_not.ipynb #8bed28d4
 def _fit_prototypes(maps: list[Tensor],     # (h', w', d) whitened features of each image
@@ -74,7 +60,8 @@ class Judge:
             maps.append(_coarse_features(network, sample['image']))
             truth = torch.from_numpy(sample['label'])[None].long()
             labels.append(labels_at_features(truth, maps[-1].shape[:2])[0])
-        self.whitening = _fit_whitening(torch.cat([features.flatten(0, 1) for features in maps]))
+        every = torch.cat([features.flatten(0, 1) for features in maps])
+        self.whitening = fit_whitening(every, min(_AXES, *every.shape))
         white = [self.whitening(features) for features in maps]
         self.prototypes = _fit_prototypes(white, labels, num_classes, seed)
 

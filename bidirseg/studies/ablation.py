@@ -34,7 +34,7 @@ def _changes(**tables) -> list[str]:   # 'key=value' texts
 # %% ../../nbs/studies/01_ablation.ipynb #e2e03edf
 _BY_PROTOTYPES = dict(label_source='prototypes', score='margin')   # margins do not tie
 _BY_NETWORK = dict(label_source='network', score='posterior')
-_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, discriminant=False)
+_OWN_FEATURES = dict(features='warmup', features_weights=None, features_scale=1.0, whiten=0, discriminant=False)
 
 def _labelled_by(covariance_type: str, n_components: int, adapt_steps: int = 0) -> list[str]:
     "Labels of prototypes of some form."

@@ -24,7 +24,7 @@ from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
 from ..pipeline.jobs import Jobs, run_seeds
 from ..prototypes import (
-    PrototypesSettings, collect, fit_discriminant, fit_prototypes, frozen_maps, gather_features, network_temperature)
+    PrototypesSettings, collect, fit_projection, fit_prototypes, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
 from .ablation import run_variant
@@ -47,7 +47,7 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'diagonal, K = 1, and the network': dict(_BOTH, adapt_steps=0, n_components=1),
     'diagonal, K = 8, and the network': dict(_BOTH, adapt_steps=0),
     'diagonal, K = 8 by agreement, and the network': dict(_BOTH, adapt_steps=0, calibration='agreement'),
-    'diagonal, K = 8, along channels': dict(discriminant=False),   # for frozen features
+    'diagonal, K = 8, along channels': dict(whiten=0, discriminant=False),   # for frozen features
     'adapted': dict(adapt_steps=10),
     'adapted, no class prior': dict(adapt_steps=10, class_prior=False),
     'adapted, density': dict(adapt_steps=10, score='density'),
@@ -98,7 +98,7 @@ class _Features:
         maps = frozen_maps(stage.device, settings.features, settings.features_weights, settings.features_scale)
         rows, target_rows, logits = gather_features(
             _KeepNothing(), self.model, self.source, target, settings, stage.config.seed, maps)
-        projection = fit_discriminant(rows) if settings.discriminant else nn.Identity()
+        projection = fit_projection(rows, settings) or nn.Identity()
         self.rows = {c: projection(features).to(stage.device) for c, features in rows.items()}
         self.target_rows, self.target_logits = projection(target_rows).to(stage.device), logits.to(stage.device)
         self.seen = with_features(self.model, maps, projection.to(stage.device))
@@ -128,7 +128,7 @@ def compare_labels(run_dir: str | Path,    # a run whose warm-up is done
     few = images.select(spaced_indices(len(images), most))
     for name, changes in methods.items():
         prototypes = _settings(PrototypesSettings, stage.settings, changes)
-        space = prototypes.adapt_bn, prototypes.discriminant
+        space = prototypes.adapt_bn, prototypes.whiten, prototypes.discriminant
         if space not in ready:
             ready[space] = _Features(stage, prototypes)
         features = ready[space]
