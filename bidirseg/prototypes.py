@@ -94,8 +94,7 @@ def frozen_maps(device: torch.device, features: str, weights: str | None,
         return None
     return FrozenMaps(build_backbone(features, weights, 32).to(device), scale)
 
-# %% ../nbs/03_prototypes.ipynb #1dfbaf3c
-@torch.no_grad()
+# %% ../nbs/03_prototypes.ipynb #f13e4033
 def _linear(axes: Tensor,     # (k, d)
             center: Tensor,   # (d,)
             ) -> nn.Linear:   # d -> k, which does not learn
@@ -105,6 +104,7 @@ def _linear(axes: Tensor,     # (k, d)
     layer.bias.copy_(-axes @ center)
     return layer
 
+# %% ../nbs/03_prototypes.ipynb #1dfbaf3c
 def fit_whitening(every: Tensor,   # (n, d) features
                   channels: int,   # main axes that are kept, at most d
                   ) -> nn.Linear:  # d -> channels
@@ -119,7 +119,6 @@ def fit_whitening(every: Tensor,   # (n, d) features
     return _linear(axes, torch.from_numpy(pca.mean_))
 
 # %% ../nbs/03_prototypes.ipynb #fbba1f20
-@torch.no_grad()
 def fit_discriminant(rows: dict[int, Tensor],  # class -> (n, d) features
                      ) -> nn.Linear:           # d -> at most classes - 1
     "The axes that separate classes best; along them features vary by one within a class."
