@@ -202,6 +202,7 @@ def _check_mixture(settings: 'PrototypesSettings'):
         if not value >= least.get(name, 0):
             raise InputError(f"{name}={value}", f"at least {least.get(name, 0)}", f"raise {name}")
 
+# %% ../nbs/03_prototypes.ipynb #1695885d
 def _check_features(settings: 'PrototypesSettings'):
     "Raise `InputError` for a frozen backbone without weights, or its settings without one."
     own = settings.features == 'warmup'
@@ -281,6 +282,7 @@ def _main_axes(rows: Tensor,   # (n, d)
     center = rows.mean(0)
     return center, torch.linalg.svd(rows - center, full_matrices=False)[2][:2].T
 
+# %% ../nbs/03_prototypes.ipynb #6392efbc
 def feature_map(prototypes: ClassPrototypes,
                 rows: dict[int, Tensor],   # class -> (n, d) source features
                 target_rows: Tensor,       # (n, d)
@@ -347,10 +349,22 @@ def gather_labelled(stage: Stage, model: nn.Module,   # as `gather_features` lef
     stage.gather('labelled target features', few, range(len(few)), features.of_batch, features)
     return features.reservoir.by_class()
 
+# %% ../nbs/03_prototypes.ipynb #348a6fec
 def _each(rows: dict[int, Tensor], change: Callable) -> dict[int, Tensor]:
     "The rows of each class, changed."
     return {c: change(features) for c, features in rows.items()}
 
+# %% ../nbs/03_prototypes.ipynb #0ca319f8
+def _along_axes(stage: Stage, rows: dict[int, Tensor], labelled: dict[int, Tensor], target_rows: Tensor,
+                ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor]:   # the same three
+    "Features along the axes that the settings choose, which are saved."
+    projection = fit_projection(rows, stage.settings)
+    if projection is None:
+        return rows, labelled, target_rows
+    save_torch(stage.dir/'projection.pt', projection.state_dict())
+    return _each(rows, projection), _each(labelled, projection), projection(target_rows)
+
+# %% ../nbs/03_prototypes.ipynb #a50432e1
 def _draw(stage: Stage, found: dict):   # from `feature_map`
     "The stage's picture, and its numbers."
     save_json(stage.dir/'map.json', found)
@@ -368,10 +382,7 @@ def run(run_dir: str | Path, name: str = 'prototypes', **changes) -> Path:  # th
         source, target = stage.samples('source'), stage.samples('target', exposure_gain=model.exposure_gain)
         rows, target_rows, logits = gather_features(stage, model, source, target, settings, seed, maps)
         labelled = gather_labelled(stage, model, settings, maps)
-        projection = fit_projection(rows, settings)
-        if projection:
-            rows, labelled, target_rows = _each(rows, projection), _each(labelled, projection), projection(target_rows)
-            save_torch(stage.dir/'projection.pt', projection.state_dict())
+        rows, labelled, target_rows = _along_axes(stage, rows, labelled, target_rows)
         to_device = methodcaller('to', stage.device)
         target_rows, logits = to_device(target_rows), to_device(logits)
         prototypes = fit_prototypes(_each(rows, to_device), target_rows, settings, len(space), seed,

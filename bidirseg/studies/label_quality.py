@@ -54,6 +54,8 @@ METHODS = {   # name -> settings of prototypes and pseudo labels that differ fro
     'adapted, and the network': _BOTH,
     'the same, mirrored': dict(_BOTH, mirror=True),
 }
+
+# %% ../../nbs/studies/02_label_quality.ipynb #7bad5671
 _COMMON = dict(label_source='prototypes', covariance_type='diag', n_components=8, reg_covar=.1, adapt_steps=0,
                class_prior=True, calibration='confidence', score='margin', threshold=None, mirror=False)
 
@@ -63,11 +65,12 @@ def _settings(cls: type, base, changes: dict):
     own = {f.name for f in fields(cls)}
     return replace(base, **{name: value for name, value in {**_COMMON, **changes}.items() if name in own})
 
-# %% ../../nbs/studies/02_label_quality.ipynb #500379b0
+# %% ../../nbs/studies/02_label_quality.ipynb #bee8e580
 def _rounded(iou: np.ndarray) -> list:
     "For JSON; None for a class that is nowhere."
     return [None if np.isnan(value) else round(float(value), 5) for value in iou]
 
+# %% ../../nbs/studies/02_label_quality.ipynb #500379b0
 def label_scores(label: Callable,      # position of an image -> labels (h, w), scores (h, w)
                  truth: list[Tensor],  # (h, w) true labels of each image
                  num_classes: int, seed: int,
@@ -103,11 +106,13 @@ class _Features:
         self.target_rows, self.target_logits = projection(target_rows).to(stage.device), logits.to(stage.device)
         self.seen = with_features(self.model, maps, projection.to(stage.device))
 
+# %% ../../nbs/studies/02_label_quality.ipynb #529057b5
 class _KeepNothing:
     "Stands in for a stage: a pass that is not kept on disk."
     def gather(self, what: str, samples: Samples, positions: list[int], work: Callable, collector):
         return collect(collector, samples, positions)
 
+# %% ../../nbs/studies/02_label_quality.ipynb #4bef5301
 def _make_labeler(features: _Features, prototypes: PrototypesSettings, labels: PseudoLabelSettings,
                   num_classes: int, seed: int) -> PseudoLabeler:
     "Fit prototypes to features, and label with them."
@@ -192,11 +197,13 @@ def _labels_of(run_dir: Path) -> list[dict]:
         save_json(kept, done)
     return done['rows']
 
+# %% ../../nbs/studies/02_label_quality.ipynb #22e2de67
 def _study_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int) -> list[dict]:   # rows
     "One seed of `study_labels`."
     run_variant(preset, 'warmup', seed, out, sets, update)
     return _labels_of(out/f'seed{seed}'/'warmup')
 
+# %% ../../nbs/studies/02_label_quality.ipynb #f0dbfd89
 def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str] = (), update: bool = False,
                  jobs: Jobs = Jobs(),   # how many seeds at once, and where
                  ) -> list[dict]:       # rows
