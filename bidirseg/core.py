@@ -54,7 +54,8 @@ class InputError(ValueError):
                  fix: str,           # what the reader can do now
                  ):
         self.seen, self.wanted, self.fix = _one_line(seen), _one_line(wanted), _one_line(fix)
-        super().__init__(f"Seen: {self.seen}. Wanted: {self.wanted}. Fix: {self.fix}.")
+        end = '' if self.fix.endswith('?') else '.'
+        super().__init__(f"Seen: {self.seen}. Wanted: {self.wanted}. Fix: {self.fix}{end}")
 
     def __reduce__(self):
         return InputError, (self.seen, self.wanted, self.fix)
