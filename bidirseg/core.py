@@ -86,7 +86,7 @@ def check_name(name: str,            # what was given
     known = sorted(known)
     if name in known:
         return name
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name), known, n=3)
     fix = f"did you mean {' or '.join(near)}?" if near else f"take a {what} from the list"
     raise InputError(f"unknown {what} {name!r}", f"one of {', '.join(known)}", fix)
 
