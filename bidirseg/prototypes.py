@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import (
-    InputError, check_blas_memory, check_name, load_torch, save_json, save_torch, spaced_indices, stream)
+    InputError, check_blas_memory, check_name, check_range, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
 from .mixture import ClassPrototypes, Reservoir, check_finite, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
@@ -225,9 +225,8 @@ def _check_features(settings: 'PrototypesSettings'):
                          "a frozen backbone for them", "name one in features, or leave all out")
     if settings.whiten and settings.discriminant:
         raise InputError(axes, "one kind of axes", "set whiten=0 or discriminant=false")
-    if settings.whiten < 0 or settings.features_scale <= 0:
-        raise InputError(f"whiten={settings.whiten}, features_scale={settings.features_scale}",
-                         "a number of axes, or 0, and a scale above 0", "for instance whiten=96")
+    check_range(settings, ['whiten'], 0)
+    check_range(settings, ['features_scale'], .1, 10)   # as for the scales of predictions
 
 # %% ../nbs/03_prototypes.ipynb #955a3f6b
 @dataclass(frozen=True)
