@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .core import InputError, check_name
+from .core import InputError, check_name, check_range
 from .data import augment, save_map
 from .models import BN_MODES, multi_scale, set_exposure_gain, upsample
 from .runs import RunConfig, Stage, load_run, open_stage, stage_names
@@ -59,6 +59,7 @@ class DistillationSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
+        check_range(self, ('alpha', 'beta', 'distillation'), 0)
         _check_student(self)
 
     def inputs(self, stage) -> list[str]:

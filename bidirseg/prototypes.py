@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .core import (
-    InputError, check_blas_memory, check_name, load_torch, save_json, save_torch, spaced_indices, stream)
+    InputError, check_blas_memory, check_name, check_range, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
 from .mixture import ClassPrototypes, Reservoir, check_finite, map_adapt
 from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
@@ -110,11 +110,16 @@ def fit_whitening(every: Tensor,   # (n, d) features
                   ) -> nn.Linear:  # d -> channels
     "The main axes of features, each brought to a standard deviation of one."
     from sklearn.decomposition import PCA
-    if channels > min(every.shape):
+    most = min(len(every) - 1, every.shape[1])
+    if channels > most:
         raise InputError(f"whiten={channels} for {len(every)} features of {every.shape[1]} channels",
-                         "at most as many axes as there are features and channels", f"set whiten={min(every.shape)}")
+                         "fewer axes than features, and no more than channels", f"set whiten={most}")
     check_blas_memory()
-    pca = PCA(channels, svd_solver='covariance_eigh').fit(every.double().numpy())
+    pca = PCA(channels, svd_solver='covariance_eigh').fit(check_finite(every.double()).numpy())
+    varying = int((pca.explained_variance_ > 1e-12 * pca.explained_variance_[0]).sum())   # the rest is rounding
+    if varying < channels:
+        raise InputError(f"whiten={channels} for {len(every)} features that vary along {varying} axes",
+                         "axes along which features vary", f"set whiten={varying}")
     axes = torch.from_numpy(pca.components_ / np.sqrt(pca.explained_variance_)[:, None])
     return _linear(axes, torch.from_numpy(pca.mean_))
 
@@ -130,7 +135,12 @@ def fit_discriminant(rows: dict[int, Tensor],  # class -> (n, d) features
     check_blas_memory()
     every = check_finite(torch.cat(list(some.values())).double()).numpy()
     labels = np.repeat(list(some), [len(features) for features in some.values()])
-    found = LinearDiscriminantAnalysis(solver='eigen', shrinkage='auto').fit(every, labels)
+    try:
+        found = LinearDiscriminantAnalysis(solver='eigen', shrinkage='auto').fit(every, labels)
+    except np.linalg.LinAlgError:   # from a covariance that is none
+        raise InputError(f"features of {len(some)} classes that do not vary within any class",
+                         "pixels of a class that differ", "set discriminant=false, or look whether the source's "
+                         "images and the weights of the backbone are what they should be") from None
     axes = torch.from_numpy(found.transform(np.eye(every.shape[1])).T)   # (axes, d)
     return _linear(axes, torch.from_numpy(every.mean(0)))
 
@@ -216,9 +226,8 @@ def _check_features(settings: 'PrototypesSettings'):
                          "a frozen backbone for them", "name one in features, or leave all out")
     if settings.whiten and settings.discriminant:
         raise InputError(axes, "one kind of axes", "set whiten=0 or discriminant=false")
-    if settings.whiten < 0 or settings.features_scale <= 0:
-        raise InputError(f"whiten={settings.whiten}, features_scale={settings.features_scale}",
-                         "a number of axes, or 0, and a scale above 0", "for instance whiten=96")
+    check_range(settings, ['whiten'], 0)
+    check_range(settings, ['features_scale'], .1, 10)   # as for the scales of predictions
 
 # %% ../nbs/03_prototypes.ipynb #955a3f6b
 @dataclass(frozen=True)
@@ -280,7 +289,8 @@ def _main_axes(rows: Tensor,   # (n, d)
     if len(rows) == 1:
         rows = rows.repeat(2, 1)   # so that there are two axes
     center = rows.mean(0)
-    return center, torch.linalg.svd(rows - center, full_matrices=False)[2][:2].T
+    axes = torch.linalg.svd(rows - center, full_matrices=False)[2][:2].T
+    return center, nn.functional.pad(axes, (0, 2 - axes.shape[1]))   # one dimension is drawn along a line
 
 # %% ../nbs/03_prototypes.ipynb #6392efbc
 def feature_map(prototypes: ClassPrototypes,

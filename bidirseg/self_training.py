@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import InputError, check_name
+from .core import InputError, check_name, check_range
 from .data import Samples, TwoViews, augment, classmix, read_maps
 from .mixture import ClassPrototypes
 from .models import BN_MODES, forward_domains, upsample
@@ -59,6 +59,8 @@ class SelfTrainingSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
+        check_range(self, ('alpha', 'beta', 'consistency', 'ramp_steps'), 0)
+        check_range(self, ('ema_decay', 'cutout'), 0, 1)
         _check_output(self.output_model, self.model_selection)
 
     def inputs(self, stage) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ._compat import v2
-from .core import InputError, check_name
+from .core import InputError, check_name, check_range
 from .data import STYLES, RandomStyleTransfer, Samples, augment, mean_brightness
 from .models import forward_domains, set_exposure_gain, update_bn
 from .runs import RunConfig, Stage, as_changes, open_stage
@@ -37,6 +37,8 @@ class WarmupSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.style, STYLES, 'style')
+        check_range(self, ['style_probability'], 0, 1)
+        check_range(self, ['style_strength'], 0)
 
     @classmethod
     def tables(cls, config: RunConfig, stage: str) -> dict[str, dict]:

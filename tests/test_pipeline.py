@@ -294,6 +294,8 @@ def test_killed_run_ends_with_the_same_bits(finished, preset, call, tmp_path):
     (['run', 'dmeo', '--run-dir', 'x'], 'did you mean demo'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'sed=1'], 'did you mean seed'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'warmup.stesp=1'], 'did you mean steps'),
+    (['run', 'demo', '--run-dir', 'x', '--set', 'whitten=3'], 'did you mean prototypes.whiten?\n'),
+    (['run', 'demo', '--run-dir', 'x', '--set', 'self_training.ema_decay=2'], 'set self_training.ema_decay=1'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'warmup.steps=many'], 'Wanted: int'),
     (['run', 'demo', '--run-dir', 'x', '--set', 'prototypes.paper=true'], "setting of prototypes 'paper'"),
     (['run', 'demo', '--run-dir', 'x', '--set', 'backbone'], 'key=value'),

@@ -83,7 +83,8 @@ def _check_folders(images: Path, labels: Path | None):
     "Raise `InputError` unless the folders exist and hold images."
     for folder in (images, labels):
         if folder is not None and not folder.is_dir():
-            raise InputError(f"{folder} is no folder", "a folder of images", "check the path")
+            raise InputError(f"{folder} is no folder", "a folder of images",
+                             "check the path; an archive is unpacked by: bidirseg unpack FOLDER")
     if not image_files(images):
         raise InputError(f"no image in {images}", "PNG, JPEG, WebP, TIFF or BMP files", "check the path")
     if labels is not None and not image_files(labels):

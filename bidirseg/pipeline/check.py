@@ -9,7 +9,7 @@ __all__ = ['check', 'DataSettings', 'run']
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import atomic_path, cpu_count, save_json
+from ..core import atomic_path, check_range, cpu_count, save_json
 from ..data import (LabeledImageSet, LabelSpace, domain_rows, findings, refuse_findings, remarks,
                            show_overlays, show_survey, survey)
 from ..plots import image_grid, save_figure, save_pictures
@@ -138,6 +138,9 @@ def check(config: RunConfig,
 class DataSettings(StageSettings):
     "Settings of the data check."
     sample: int = 40   # images opened per domain, evenly spaced
+
+    def __post_init__(self):
+        check_range(self, ['sample'], 1)
 
     def inputs(self, stage) -> list[str]:
         "The domains, which must not share an image."

@@ -8,11 +8,12 @@ __all__ = ['stage_spec', 'check_settings', 'check_config', 'configure', 'begin_s
 
 # %% ../../nbs/pipeline/01_stages.ipynb #fc00bd69
 import contextlib
+import difflib
 import os
 import shlex
 import shutil
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -214,12 +215,32 @@ def _check_used(config: RunConfig, changes: list[str]):
             raise InputError(f"{change}, and every stage that trains has {name} of its own", "a value that is used",
                              f"set {', '.join(_trained_by(config, name))}")
 
+# %% ../../nbs/pipeline/01_stages.ipynb #7a992e00
+def _stage_keys() -> dict[str, str]:   # name -> table.name
+    "What a user calls each setting of the stages."
+    keys = {}
+    for stage, (cls, _) in _STAGES.items():
+        for f in fields(cls):
+            keys.setdefault(f.name, f'{stage}.{f.name}')
+    return keys | {f.name: f'training.{f.name}' for f in fields(TrainSettings)}
+
+def _check_placed(changes: list[str]):
+    "Raise `InputError` for a stage's setting that is given as one of the run."
+    keys, own = _stage_keys(), {f.name for f in fields(RunConfig)}
+    for change in changes:
+        name, inside = _key_parts(change)
+        near = difflib.get_close_matches(name, sorted({*keys, *own}), n=1, cutoff=.8)
+        if near and near[0] not in own and not inside:
+            raise InputError(f"{change}, and a run has no setting {name}", "the name of its stage before it",
+                             f"did you mean {keys[near[0]]}?")
+
 # %% ../../nbs/pipeline/01_stages.ipynb #ac7bbc9f
 def configure(preset: str,
               changes: list[str] = (),   # 'key=value'
               domains: dict = {},        # source, target, evaluation, target_labels: TOML files that describe data sets
               ) -> RunConfig:
     "The configuration that a line of the shell asks for."
+    _check_placed(changes)
     over, changed = _described(domains), {_key_parts(change)[0] for change in changes}
     config = load_preset(preset, changes, over)
     for name in ('source', 'target'):

@@ -27,7 +27,8 @@ import torch.distributed as dist
 
 # %% ../../nbs/training/02_loop.ipynb #f88780e6
 from ..core import (
-    STOP_SIGNALS, InputError, autocast, check_name, is_accelerator, progress, save_json, seeded, spaced_indices)
+    STOP_SIGNALS, InputError, autocast, check_name, check_range, is_accelerator, progress, save_json, seeded,
+    spaced_indices)
 from ..data import LabelSpace, Samples, augment, default_workers, train_loader
 from ..mixture.em import gather_objects
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
@@ -82,6 +83,7 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
+    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'workers', 'lr'), 0)
     for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr'):
         value = getattr(settings, name)
         if value <= 0:
