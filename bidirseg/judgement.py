@@ -61,7 +61,7 @@ class Judge:
             truth = torch.from_numpy(sample['label'])[None].long()
             labels.append(labels_at_features(truth, maps[-1].shape[:2])[0])
         every = torch.cat([features.flatten(0, 1) for features in maps])
-        self.whitening = fit_whitening(every, min(_AXES, *every.shape))
+        self.whitening = fit_whitening(every, min(_AXES, len(every) - 1, every.shape[1]))
         white = [self.whitening(features) for features in maps]
         self.prototypes = _fit_prototypes(white, labels, num_classes, seed)
 
