@@ -123,7 +123,7 @@ class SelfTrainingLoss:
 def source_samples(stage: Stage, weights: bool) -> Samples:
     "The source in the style of the warm-up, perhaps with its transferability maps."
     config, warmup = stage.config, stage_settings(WarmupSettings, stage.config, 'warmup')
-    styles = Samples(stage.images('target'), config.source_size)
+    styles = Samples(stage.images('target'), config.source_size, cache_mb=0)   # each is read once
     of_pixels = load_weights(stage.path('reweighting/weights.pt'), stage.images('source')) if weights else None
     return stage.samples('source', source_transform(stage.settings, warmup, styles, config), weights=of_pixels)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_to_size', 'Samples', 'Batches', 'default_workers', 'train_loader', 'reading_workers', 'read_batches', 'ahead',
-           'mean_brightness', 'read_maps', 'save_map']
+           'mean_brightness', 'measure_styles', 'read_maps', 'save_map']
 
 # %% ../../nbs/data/07_loading.ipynb #cae43e09
 from collections import deque
@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from .._compat import tv_tensors
-from bidirseg.core import (
-    InputError, atomic_path, check_room, cpu_count, is_accelerator, seed_of, seeded, spaced_indices, start_worker,
-    stream)
+from ..core import (
+    InputError, atomic_path, check_room, cpu_count, is_accelerator, progress, seed_of, seeded, spaced_indices,
+    start_worker, stream)
 from .images import ImageSet, LabeledImageSet, open_ids
+from .transforms import STYLES
 
 # %% ../../nbs/data/07_loading.ipynb #192341ef
 def fit_to_size(image: Image.Image,
@@ -153,13 +154,9 @@ class Batches:
             yield [(int(order(draw // self.n)[draw % self.n]), draw) for draw in draws]
 
 # %% ../../nbs/data/07_loading.ipynb #38fe93ce
-def default_workers(device: torch.device,
-                    loaders: int = 1,   # that read at the same time
-                    ) -> int:           # of each
-    "Data workers beside the training process: on a GPU all cores but one, none on a CPU, which computes on them."
-    if not is_accelerator(device) or cpu_count() == 1:
-        return 0
-    return min(16, max(1, (cpu_count() - 1) // loaders))
+def default_workers(device: torch.device) -> int:
+    "Data workers of a domain: for a GPU as many as cores but one, none on a CPU, which computes on them."
+    return min(16, cpu_count() - 1) if is_accelerator(device) else 0
 
 # %% ../../nbs/data/07_loading.ipynb #06178ff3
 def train_loader(samples: Samples, batch_size: int,
@@ -263,6 +260,27 @@ def mean_brightness(samples: Samples,
     "The mean over at most `most` evenly spaced images of a domain."
     picks = spaced_indices(len(samples), most)
     return float(np.mean([batch['image'].numpy().mean() for batch in read_batches(samples, picks)]))
+
+# %% ../../nbs/data/07_loading.ipynb #79f7e4e8
+class _Measured:
+    "What a style measures of samples."
+    def __init__(self, samples: Samples, measure: Callable):
+        self.samples, self.measure = samples, measure
+
+    def read(self, i: int) -> dict[str, np.ndarray]:
+        image = torch.as_tensor(self.samples.read(i)['image']) / 255
+        return dict(measured=self.measure(image).numpy())
+
+# %% ../../nbs/data/07_loading.ipynb #76621850
+def measure_styles(samples: Samples,        # whose images lend their style
+                   style: str,              # a key of STYLES
+                   device: torch.device,    # of the network that will be trained
+                   most: int = 4096,        # images that are measured
+                   ) -> Tensor:             # (n, ...)
+    "What a style measures of evenly spaced images of a domain."
+    picks = spaced_indices(len(samples), most)
+    batches = read_batches(_Measured(samples, STYLES[style].measure), picks, device=device)
+    return torch.cat([batch['measured'] for batch in progress(batches, f'{style} styles', len(picks))])
 
 # %% ../../nbs/data/07_loading.ipynb #d081b616
 def _open_map(folder: Path, keys: tuple[str, ...], i: int) -> np.ndarray:

@@ -113,7 +113,7 @@ def make_loaders(domains: list[Samples],
     def loaders_from(start: int) -> list:
         workers = settings.workers   # of this process
         if workers is None:
-            workers = default_workers(device, len(domains))
+            workers = default_workers(device)
         return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory,
                              rank(), world_size()) for samples in domains]
 
