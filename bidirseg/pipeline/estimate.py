@@ -38,7 +38,7 @@ def _fewer_images(spec: dict, images: int) -> dict:
 
 def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     "The same run of fewer images and steps."
-    few = dict(steps=steps, checkpoint_every=max(1, steps - 1), warmup_steps=0)
+    few = dict(steps=steps, checkpoint_every=max(1, steps // 2), warmup_steps=0)   # not among the steps that are timed
     tables = dict(config.settings)
     for name in stage_names(config):
         if issubclass(stage_spec(name).settings, TrainSettings):
@@ -81,6 +81,7 @@ def _try_stage(run_dir: Path, name: str,
 # %% ../../nbs/pipeline/04_estimate.ipynb #47d50c3f
 class _Trial(NamedTuple):
     "What a small run took."
+    steps: int                 # of each training
     counts: dict[str, int]     # domain -> images
     records: dict[str, dict]   # stage -> its record, with `disk` in bytes
 
@@ -98,16 +99,25 @@ def _run_trial(config: RunConfig,         # of the whole run
         records[name] = record = _try_stage(run_dir, name, run)
         step = f", {record['step_seconds']:.3g} s a step" if record.get('step_seconds') else ''
         print(f"{name}: {record['seconds']} s{step}", file=sys.stderr, flush=True)
-    return _Trial({domain: min(images, count) for domain, count in counts.items()}, records)
+    return _Trial(steps, {domain: min(images, count) for domain, count in counts.items()}, records)
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #64690b66
+def _besides_steps(trial: _Trial, name: str) -> float:   # seconds
+    "What a stage took beside the steps of a training."
+    record = trial.records[name]
+    return max(0., record['seconds'] - trial.steps * record.get('step_seconds', 0.))
+
+def _disk(trial: _Trial, name: str) -> float:            # bytes
+    "What a stage left on the disk."
+    return trial.records[name]['disk']
+
 def _extrapolate(trials: tuple[_Trial, _Trial],   # the one of fewer images first
                  name: str,                       # a stage
-                 key: str,                        # seconds or disk
+                 taken: Callable,                 # (trial, name) -> seconds or bytes
                  counts: dict[str, int],          # domain -> images of the whole run
                  ) -> float:
     "What a stage takes for all images that it reads."
-    at_few, at_more = (trial.records[name][key] for trial in trials)
+    at_few, at_more = (taken(trial, name) for trial in trials)
     if name == 'data':
         return at_few
     reads = counts.keys() & trials[0].records[name]['inputs']
@@ -135,17 +145,14 @@ def _feature_memory(config: RunConfig, name: str, settings) -> float:   # MB
 def _estimate_stage(config: RunConfig, trials: tuple[_Trial, _Trial],
                     name: str,     # the stage
                     counts: dict[str, int],   # domain -> images of the whole run
-                    steps: int,    # of training in a trial
                     ) -> dict:
     "Seconds, bytes and memory of one stage of the whole run."
     settings = stage_settings(stage_spec(name).settings, config, name)
-    record = trials[0].records[name]
-    all_steps = getattr(settings, 'steps', 0)
-    step_seconds = record.get('step_seconds', 0.)
-    further_seconds = step_seconds * max(0, all_steps - steps)
+    record = trials[1].records[name]
+    all_steps, step_seconds = getattr(settings, 'steps', 0), record.get('step_seconds', 0.)
     return dict(name=name, steps=all_steps, step_seconds=step_seconds,
-                seconds=_extrapolate(trials, name, 'seconds', counts) + further_seconds,
-                disk=_extrapolate(trials, name, 'disk', counts),
+                seconds=_extrapolate(trials, name, _besides_steps, counts) + all_steps * step_seconds,
+                disk=_extrapolate(trials, name, _disk, counts),
                 memory=record['peak_memory_mb'] + _feature_memory(config, name, settings),
                 gpu=record['peak_gpu_memory_mb'])
 
@@ -192,8 +199,9 @@ def estimate_stages(config: RunConfig,
     "Try every stage twice, and say what each will take."
     with tempfile.TemporaryDirectory() as folder:
         few = _run_trial(config, counts, images, steps, Path(folder)/'few', run)
-        more = _run_trial(config, counts, 3 * images, steps, Path(folder)/'more', run)
-    return [_estimate_stage(config, (few, more), name, counts, steps) for name in stage_names(config)]
+        steady = max(steps, 12 * default_workers(pick_device(config.device)))
+        more = _run_trial(config, counts, 3 * images, steady, Path(folder)/'more', run)
+    return [_estimate_stage(config, (few, more), name, counts) for name in stage_names(config)]
 
 # %% ../../nbs/pipeline/04_estimate.ipynb #518aabfd
 def dry_run(config: RunConfig,

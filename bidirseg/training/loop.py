@@ -411,7 +411,8 @@ def close(self: _TrainingLog):
     if self.events:
         self.events.close()
     if len(self.times) > 1:
-        self.stage.extra['step_seconds'] = round(float(np.median(np.diff(self.times))), 5)
+        steps = max(1, len(self.times) // 3)
+        self.stage.extra['step_seconds'] = round((self.times[-1] - self.times[-1 - steps]) / steps, 5)
 
 # %% ../../nbs/training/02_loop.ipynb #9b516473
 def _first_batches(loaders: list) -> list[dict]:
