@@ -366,20 +366,20 @@ def _full_size_config(root: Path,
     return replace(load_preset('gta5-cityscapes', ['weights=none', *changes]), **domains)
 
 # %% ../../nbs/studies/06_scale.ipynb #d2005990
-def _feed_seconds(samples: Samples, batch_size: int, workers: int, steps: int) -> float:
-    "Seconds that data workers need for a batch of training, once they are at work and before they run out of it."
+def _feed_seconds(domains: list[Samples], batch_size: int, workers: int, steps: int) -> float:
+    "Seconds that data workers need for a batch of each domain, once at work and before they run out of it."
     under_way = max(1, 2 * workers)   # batches
-    loader = iter(train_loader(samples, batch_size, 0, 2 * under_way + steps, workers))
+    batches = zip(*(train_loader(samples, batch_size, 0, 2 * under_way + steps, workers) for samples in domains))
     for _ in range(under_way):
-        next(loader)
+        next(batches)
     began = time.perf_counter()
     for _ in range(steps):
-        next(loader)
+        next(batches)
     return (time.perf_counter() - began) / steps
 
 # %% ../../nbs/studies/06_scale.ipynb #dfef47db
 def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]:
-    "Seconds of a warm-up's batch, with the target's style, and of self-training's batch of the target, in two views."
+    "Seconds of a batch of the warm-up, and of the two of self-training: the source, and the target in two views."
     domains = open_domains(config)
     warmup, own = (stage_settings(kind, config, name) for kind, name in
                    ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
@@ -387,12 +387,11 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     styled = source_transform(warmup, warmup, Samples(target, config.source_size, cache_mb=0), config)
     views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
     source = Samples(domains['source'], config.source_size, transform=styled, cache_mb=0)
-    feeds = dict(source=(source, warmup, 1), target=(Samples(target, config.size, transform=views, cache_mb=0), own, 2))
-    rows = []
-    for name, (samples, settings, loaders) in feeds.items():
-        workers = default_workers(device, loaders)
-        seconds = _feed_seconds(samples, settings.batch_size, workers, steps)
-        rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers'))
+    feeds = dict(warmup=[source], self_training=[source, Samples(target, config.size, transform=views, cache_mb=0)])
+    workers, rows = default_workers(device), []
+    for name, samples in feeds.items():
+        seconds = _feed_seconds(samples, warmup.batch_size, workers, steps)
+        rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
     return rows
 
 # %% ../../nbs/studies/06_scale.ipynb #36b46b5b
