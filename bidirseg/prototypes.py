@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from .core import (
     InputError, check_blas_memory, check_name, check_range, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
-from .mixture import ClassPrototypes, Reservoir, check_finite, map_adapt
-from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
+from .mixture import (
+    ClassPrototypes, GaussianMixture, Reservoir, check_finite, gaussian_log_density, map_adapt)
 from .models import FrozenMaps, build_backbone, predict_features, update_bn, with_features
 from .plots import save_figure
 from .runs import RowCollector, Stage, StageSettings, open_stage
