@@ -27,6 +27,7 @@ from .mixture import (
 from .models import FrozenMaps, build_backbone, predict_features, update_bn, with_features
 from .plots import save_figure
 from .runs import RowCollector, Stage, StageSettings, open_stage
+from .runs.stage import check_recorded
 
 _all_ = ['ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']   # whoever asks this module finds all of it
 
@@ -410,5 +411,5 @@ def as_prototypes_see(stage: Stage, model: nn.Module) -> nn.Module:
     "A network of a run with the features that its prototypes were fitted to."
     made = stage.load_json('prototypes/stage.json')['params']
     maps = frozen_maps(stage.device, made['features'], made['features_weights'], made['features_scale'])
-    projection = load_projection(stage.path('prototypes/projection.pt'))
+    projection = load_projection(check_recorded(stage.path('prototypes/projection.pt')))
     return with_features(model, maps, projection and projection.to(stage.device))
