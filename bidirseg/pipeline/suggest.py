@@ -20,6 +20,7 @@ from ..core import InputError, atomic_path, check_blas_memory, progress
 from ..data import ImageSet, Samples, read_batches
 from ..data.images import file_fingerprint
 from ..models import predict_features
+from .report import readable_run
 from ..plots import image_grid
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, make_labeler
 from ..runs import Stage
@@ -147,7 +148,8 @@ def suggest(run_dir: str | Path,
     "Name the target images of a run whose labels would help most."
     if out is not None:
         _check_empty(Path(out))
-    stage, labeler, target = open_labeler(run_dir)
+    with readable_run(run_dir):
+        stage, labeler, target = open_labeler(run_dir)
     suggestions = _rank(stage, labeler, target, count)
     if out is not None:
         write_suggestions(suggestions, stage.images('target'), Path(out))
