@@ -589,8 +589,9 @@ def _page(run_dir: Path) -> str:   # HTML
 def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir = Path(run_dir)
-    for name in trained_stages(run_dir):
-        check_recorded(stage_dir(run_dir, name)/'model.pt')   # which was scored
+    for model in (stage_dir(run_dir, name)/'model.pt' for name in trained_stages(run_dir)):
+        if model.exists():
+            check_recorded(model)   # which was scored
     with readable_run(run_dir):
         page = _page(run_dir)
     with atomic_path(run_dir/'report.html') as tmp:

@@ -162,8 +162,10 @@ def load_json(self: Stage, artefact: str):
 
 # %% ../../nbs/runs/02_stage.ipynb #e2d28836
 def trained_stages(run_dir: str | Path) -> list[str]:
-    "The stages of a run that have a model, in order."
-    return [name for name in stage_names(load_run(run_dir)) if (stage_dir(run_dir, name)/'model.pt').exists()]
+    "The stages of a run that have a model, or had one by their record, in order."
+    folders = {name: stage_dir(run_dir, name) for name in stage_names(load_run(run_dir))}
+    return [name for name, folder in folders.items()
+            if (folder/'model.pt').exists() or 'model.pt' in _read_record(folder).get('outputs', {})]
 
 # %% ../../nbs/runs/02_stage.ipynb #3e81a56c
 _NO_OUTPUT = ('notebook.ipynb', 'stage.json', 'resume.pt')
