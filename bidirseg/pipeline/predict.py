@@ -44,6 +44,12 @@ class Segmenter:
     config: RunConfig            # of its run, or one that fits it
     weights: str                 # the fingerprint of the file that it is from
 
+    def __post_init__(self):
+        there, named = self.model.num_classes, len(self.space)
+        if there != named:
+            raise InputError(f"a model {self.name} of {there} classes, and {named} names of classes",
+                             "the network of this run, or of this file", "look where model.pt and run.json came from")
+
     @property
     def classes(self) -> tuple[str, ...]:
         "Names; a class's id in a label map is its position."
