@@ -351,7 +351,7 @@ _PREDICT_SWITCHES = {
     'flip': 'average with the mirror image',
     'overlay': 'NAME_overlay.png: the colours over the photo',
     'confidence': 'NAME_confidence.png: grey of 16 bits, 65535 is certain',
-    'skip-existing': 'leave out pictures whose results are there',
+    'skip-existing': 'leave out pictures whose results are there, by the same network and in the same form',
     'overwrite': 'replace files in the way that bidirseg predict did not write; never the images themselves'}
 
 # %% ../nbs/10_command_line.ipynb #837c9eba

@@ -99,9 +99,13 @@ def check_range(settings,             # has these attributes; None is not looked
     "Raise `InputError` unless numbers lie in a range."
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not least <= value <= most:
-            wanted = f"{least} to {most}" if most < sys.float_info.max else f"a finite number of at least {least}"
-            raise InputError(f"{name}={value}", wanted, f"set {name}={least if value < least else min(most, 1)}")
+        if value is None or least <= value <= most:
+            continue
+        has_most, fix = most < sys.float_info.max, "give a finite number, or leave it out"
+        wanted = f"{least} to {most}" if has_most else f"a finite number of at least {least}"
+        if value < least or has_most and value > most:
+            fix = f"set {name}={least if value < least else most}"
+        raise InputError(f"{name}={value}", wanted, fix)
 
 # %% ../nbs/11_core.ipynb #e1beb097
 def spaced_indices(n: int,        # how many there are

@@ -23,6 +23,7 @@ from .models import build_backbone, label_maps, rescale, to_device
 from .plots import image_grid, save_figure, save_pictures
 from .prototypes import fit_whitening, labels_at_features
 from .runs import Stage, StageSettings, load_run, open_stage, stage_dir, stage_names, trained_stages
+from .runs.stage import check_recorded
 
 # %% ../nbs/09_adapt_or_not.ipynb #43e7a6db
 _ROWS, _AXES, _COMPONENTS, _FLOOR = 256, 96, 4, .1
@@ -157,7 +158,7 @@ def read_judgement(run_dir: str | Path) -> dict | None:   # None: no judge, or n
     "The agreement of every model of a run, and the one that is handed over."
     if 'judgement' not in stage_names(load_run(run_dir)):
         return None
-    path = stage_dir(run_dir, 'judgement')/'judgement.json'
+    path = check_recorded(stage_dir(run_dir, 'judgement')/'judgement.json')
     return load_json(path) if path.exists() else None
 
 def judgement_text(judged: dict) -> str:   # from `read_judgement`

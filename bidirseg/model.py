@@ -6,8 +6,7 @@
 __all__ = ['SegmentationOutput', 'build_model', 'load_checkpoint', 'load_published', 'save_checkpoint']
 
 # %% ../nbs/01_model.ipynb #4234ebad
-from .models import SegmentationOutput, build_model, load_checkpoint, save_checkpoint
-from .models import load_published as load_published
+from .models import SegmentationOutput, build_model, load_checkpoint, load_published, save_checkpoint
 
 # %% ../nbs/01_model.ipynb #4f5ac4de
 _all_ = ['SegmentationOutput', 'build_model', 'load_checkpoint', 'load_published', 'save_checkpoint']

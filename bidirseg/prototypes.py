@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from .core import (
     InputError, check_blas_memory, check_name, check_range, load_torch, save_json, save_torch, spaced_indices, stream)
 from .data import LabelSpace, Samples, read_batches
-from .mixture import ClassPrototypes, Reservoir, check_finite, map_adapt
-from .mixture import GaussianMixture as GaussianMixture, gaussian_log_density as gaussian_log_density
+from .mixture import (
+    ClassPrototypes, GaussianMixture, Reservoir, check_finite, gaussian_log_density, map_adapt)
 from .models import FrozenMaps, build_backbone, predict_features, update_bn, with_features
 from .plots import save_figure
 from .runs import RowCollector, Stage, StageSettings, open_stage
+from .runs.stage import check_recorded
 
 _all_ = ['ClassPrototypes', 'GaussianMixture', 'gaussian_log_density']   # whoever asks this module finds all of it
 
@@ -410,5 +411,5 @@ def as_prototypes_see(stage: Stage, model: nn.Module) -> nn.Module:
     "A network of a run with the features that its prototypes were fitted to."
     made = stage.load_json('prototypes/stage.json')['params']
     maps = frozen_maps(stage.device, made['features'], made['features_weights'], made['features_scale'])
-    projection = load_projection(stage.path('prototypes/projection.pt'))
+    projection = load_projection(check_recorded(stage.path('prototypes/projection.pt')))
     return with_features(model, maps, projection and projection.to(stage.device))

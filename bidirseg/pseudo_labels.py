@@ -24,6 +24,7 @@ from .models import predict_features, update_bn, upsample
 from .plots import image_grid, save_figure, save_pictures
 from .prototypes import as_prototypes_see
 from .runs import RowCollector, Stage, StageSettings, open_stage
+from .runs.stage import check_recorded
 
 # %% ../nbs/04_pseudo_labels.ipynb #08335322
 def prototype_log_posterior(prototypes: ClassPrototypes, features: Tensor,  # (1, d, h, w)
@@ -222,7 +223,7 @@ def make_labeler(stage: Stage, settings: PseudoLabelSettings, target: Samples, m
     if stage.load_json('prototypes/stage.json')['params']['adapt_bn']:
         update_bn(model, target)
     model = as_prototypes_see(stage, model)
-    prototypes = ClassPrototypes.load(stage.path('prototypes/prototypes.pt')).to(stage.device)
+    prototypes = ClassPrototypes.load(check_recorded(stage.path('prototypes/prototypes.pt'))).to(stage.device)
     return PseudoLabeler(model, prototypes, stage.load_json('prototypes/prototypes.json')['temperature'],
                          settings.label_source, settings.score, settings.mirror)
 

@@ -20,6 +20,12 @@ def ignored(folder: str, names: list[str]) -> set[str]:
     return shutil.ignore_patterns(*NOT_COPIED)(folder, names) if at_top else set()
 
 
+@pytest.fixture(autouse=True)
+def no_other_path(monkeypatch):
+    "A checkout that the environment names would come before the wheel."
+    monkeypatch.delenv('PYTHONPATH', raising=False)
+
+
 @pytest.fixture(scope='module')
 def built(root, call, tmp_path_factory) -> Path:   # a folder with the sdist and the wheel
     "`python -m build` without a network, on a copy so that the repository stays as it is."

@@ -144,6 +144,8 @@ def test_a_video_becomes_a_folder(model, tmp_path, capsys, monkeypatch):
     (tmp_path/'torn.mp4').write_bytes((tmp_path/'film.mp4').read_bytes()[:100])
     assert predict(model, tmp_path/'*.mp4', '--out', out, '--every', 3, '--skip-existing') == 1
     assert 'torn.mp4 cannot be decoded' in capsys.readouterr().err
+    assert predict(model, tmp_path/'film.mp4', '--out', out, '--skip-existing', '--flip') == 2
+    assert f'{out}/film/000000.png' in capsys.readouterr().err
     Image.new('L', (80, 40)).save(out/'film'/'000003.png')
     assert predict(model, tmp_path/'film.mp4', '--out', out) == 2
     assert '000003.png' in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from bidirseg.cli import main
-from bidirseg.core import save_json
+from bidirseg.core import fingerprint, save_json
 from bidirseg.pipeline.compare import compare
 from bidirseg.pipeline.report import report
 from bidirseg.runs import load_run, small_run, stage_dir, stage_names
@@ -207,6 +207,21 @@ def test_compare_refuses_in_one_line(tmp_path, capsys):
     assert mine.read_text() == 'my page' and not (tmp_path/'x.html').exists()
     page = compare([run_dir], tmp_path/'x.html')
     assert compare([run_dir], page) == page   # its own page is written again
+
+
+def test_numbers_that_are_not_the_recorded_ones_are_refused(tmp_path, capsys):
+    "Neither page shows scores that were changed, nor says that there are none where they are gone."
+    run_dir = make_run(tmp_path/'a')
+    scores = stage_dir(run_dir, 'evaluation')/'scores.json'
+    save_json(scores.parent/'stage.json', made_by(1) | dict(outputs={'scores.json': fingerprint(scores)}))
+    commands = ['report', str(run_dir)], ['compare', str(run_dir), '--out', str(tmp_path/'x.html')]
+    assert [main(command) for command in commands] == [0, 0]
+    scores.write_text(scores.read_text().replace('"miou": 0.', '"miou": 1.'))
+    assert [main(command) for command in commands] == [2, 2]
+    assert capsys.readouterr().err.count('scores.json is another file than its stage wrote') == 2
+    scores.unlink()
+    assert [main(command) for command in commands] == [2, 2]
+    assert capsys.readouterr().err.count('scores.json. Wanted: what an earlier stage writes') == 2
 
 
 def test_compare_has_an_example(capsys):

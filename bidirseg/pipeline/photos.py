@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIDEO_TYPES', 'ENDINGS', 'save_png', 'is_ours', 'Photo', 'find_photos', 'some', 'results_of', 'legend_files',
-           'check_names', 'check_free', 'save_legend', 'check_classes']
+           'check_names', 'check_free', 'check_made_by', 'save_legend', 'check_classes']
 
 # %% ../../nbs/pipeline/06_photos.ipynb #1dd1a51b
 import glob
@@ -29,24 +29,29 @@ from ..plots import color_legend, save_figure
 # %% ../../nbs/pipeline/06_photos.ipynb #dba8f519
 _SOFTWARE = 'bidirseg predict'
 
-def save_png(path: Path, pixels: np.ndarray):   # (h, w) uint8 or uint16, or (h, w, 3) uint8
+def save_png(path: Path,
+             pixels: np.ndarray,    # (h, w) uint8 or uint16, or (h, w, 3) uint8
+             made_by: str = ''):    # network and views
     "Write a picture that says who wrote it, whole or not at all."
     note = PngInfo()
     note.add_text('Software', _SOFTWARE)
+    note.add_text('Source', made_by)
     with atomic_path(path) as tmp:
         Image.fromarray(pixels).save(tmp, pnginfo=note, compress_level=1)   # the fastest
 
-def is_ours(path: Path | FileRange) -> bool:
-    "Whether a file is a result of `predict`; these lie here."
-    if isinstance(path, FileRange):
-        return False
+def _notes(path: Path) -> dict:   # empty: it cannot be read
+    "The words that a picture or a table of ours carries."
     try:
         if path.suffix == '.json':
-            return json.loads(path.read_text())['software'] == _SOFTWARE
+            return dict(Software=json.loads(path.read_text())['software'])
         with opened(path, 'a result', max_pixels=math.inf) as image:
-            return image.info.get('Software') == _SOFTWARE
+            return image.info
     except Exception:   # whatever cannot be read was not written by us
-        return False
+        return {}
+
+def is_ours(path: Path | FileRange) -> bool:
+    "Whether a file is a result of `predict`; these lie here."
+    return not isinstance(path, FileRange) and _notes(path).get('Software') == _SOFTWARE
 
 # %% ../../nbs/pipeline/06_photos.ipynb #d5cbd1eb
 VIDEO_TYPES = ('.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.mpg', '.mpeg', '.mts')
@@ -177,6 +182,16 @@ def check_free(targets: list[Path],   # what will be written
         raise InputError(f"{len(in_the_way)} of the results exist and were not written by "
                          f"bidirseg predict: {some(in_the_way)}", "a folder for the results alone",
                          "take another --out, or replace files by --overwrite")
+
+# %% ../../nbs/pipeline/06_photos.ipynb #5dc535a6
+def check_made_by(results: list[Path],   # which are there
+                  made_by: str):         # as for `save_png`
+    "Raise `InputError` for results that were made by something else."
+    others = [path for path in results if _notes(path).get('Source') != made_by]
+    if others:
+        theirs = _notes(others[0]).get('Source') or 'a network that nobody knows'
+        raise InputError(f"{some(others)} made by {theirs}", f"results of {made_by}, to leave them as they are",
+                         "take another --out, or leave out --skip-existing to label them again")
 
 # %% ../../nbs/pipeline/06_photos.ipynb #7b6bc1dc
 def save_legend(out: Path, space: LabelSpace):

@@ -9,6 +9,7 @@ __all__ = ['Segmenter', 'load', 'evaluate_run', 'PredictOptions', 'open_photo', 
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
@@ -20,7 +21,7 @@ from tqdm import tqdm
 
 from .. import evaluation
 from ..core import (
-    InputError, check_name, cpu_count, pick_device, progress, remove_half_written, synced_at_end)
+    InputError, check_name, cpu_count, fingerprint, pick_device, progress, remove_half_written, synced_at_end)
 from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, open_domain, open_rgb
 from ..data.images import no_pillow_limit, opened
 from ..judgement import read_judgement
@@ -41,6 +42,13 @@ class Segmenter:
     size: tuple[int, int]        # height and width for the network
     name: str                    # of the stage or file that it is from
     config: RunConfig            # of its run, or one that fits it
+    weights: str                 # the fingerprint of the file that it is from
+
+    def __post_init__(self):
+        there, named = self.model.num_classes, len(self.space)
+        if there != named:
+            raise InputError(f"a model {self.name} of {there} classes, and {named} names of classes",
+                             "the network of this run, or of this file", "look where model.pt and run.json came from")
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -68,7 +76,7 @@ def _load_file(path: Path) -> Segmenter:
     if not is_checkpoint(path):
         model = load_published(build_model(backbone='resnet101'), path).to(pick_device()).eval()
         config = RunConfig(height=1024, width=2048, backbone='resnet101')
-        return Segmenter(model, label_space(config), config.size, path.name, config)
+        return Segmenter(model, label_space(config), config.size, path.name, config, fingerprint(path))
     model, extra = load_checkpoint(path, pick_device())
     missing = sorted({'label_space', 'classes', 'colors', 'size'} - extra.keys())
     if missing:
@@ -79,7 +87,7 @@ def _load_file(path: Path) -> Segmenter:
     classes = {} if is_known else dict(zip(extra['classes'], extra['colors']))
     config = RunConfig(label_space=extra['label_space'], classes=classes, height=extra['size'][0],
                        width=extra['size'][1], backbone=model.build_args['backbone'])
-    return Segmenter(model, label_space(config), config.size, path.name, config)
+    return Segmenter(model, label_space(config), config.size, path.name, config, fingerprint(path))
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6c7ecacd
 def _chosen_stage(run_dir: Path) -> str:
@@ -109,10 +117,9 @@ def load(path: str | Path,           # a run directory, or a checkpoint file, ou
     config, chosen = load_run(path), _chosen_stage(path)
     stage = check_name(stage or chosen, trained_stages(path), 'trained stage')
     set_up_torch(config)
-    file = stage_dir(path, stage)/'model.pt'
-    check_recorded(file)
+    file = check_recorded(stage_dir(path, stage)/'model.pt')
     model = load_checkpoint(file, pick_device(config.device))[0]
-    return Segmenter(model, label_space(config), config.size, stage, config)
+    return Segmenter(model, label_space(config), config.size, stage, config, fingerprint(file))
 
 # %% ../../nbs/pipeline/03_predict.ipynb #26a7c353
 def evaluate_run(path: str | Path,
@@ -144,7 +151,7 @@ class PredictOptions:
     batch: int = 1                       # pictures of one size, or tiles, that the network sees at once
     every: int = 1                       # of a video: one frame in so many
     overwrite: bool = False              # replace files that somebody else wrote
-    skip_existing: bool = False          # leave pictures out whose results are there
+    skip_existing: bool = False          # leave pictures out whose results are there, by the same network
     max_pixels: int = MAX_PIXELS         # the largest picture
 
     def __post_init__(self):
@@ -170,14 +177,30 @@ def _is_done(out: Path, name: str, options: PredictOptions) -> bool:
     results = results_of(out, name, options.endings)
     return options.skip_existing and all(path.exists() and path.stat().st_size for path in results)
 
+def _names(out: Path, photo: Photo) -> list[str]:
+    "What the results of a picture are called, or those of a video that are there."
+    return video.written_frames(out, photo) if photo.is_video else [photo.name]
+
+# %% ../../nbs/pipeline/03_predict.ipynb #fad3775a
+def _made_by(segmenter: Segmenter, options: PredictOptions) -> str:
+    "What labels depend on, beside the picture."
+    return f'network {segmenter.weights}, {segmenter.views(options.scales, options.flip, options.tiles)}'
+
+def _check_skipped(found: list[Photo], out: Path, segmenter: Segmenter, options: PredictOptions):
+    "Raise `InputError` where results would be left that something else made."
+    names = chain.from_iterable(_names(out, photo) for photo in found)
+    done = [results_of(out, name, options.endings) for name in names if _is_done(out, name, options)]
+    files.check_made_by([*chain.from_iterable(done)], _made_by(segmenter, options))
+
 # %% ../../nbs/pipeline/03_predict.ipynb #3da64865
-def _plan(images: list[str], out: Path, space: LabelSpace, options: PredictOptions) -> list[Photo]:
+def _plan(images: list[str], out: Path, segmenter: Segmenter, options: PredictOptions) -> list[Photo]:
     "The pictures to label; raises `InputError` where something of the user's would be overwritten."
     found, left_out = files.find_photos(images)
     if left_out:
         _say(f'left out: {len(left_out)} results of bidirseg predict, such as {left_out[0].path}')
     files.check_names(found, out, options.endings)
-    files.check_classes(out, space, options.overwrite)
+    files.check_classes(out, segmenter.space, options.overwrite)
+    _check_skipped(found, out, segmenter, options)
     if any(photo.is_video for photo in found):
         video.import_av()   # to say now that it is missing
     photos = [photo for photo in found if photo.is_video or not _is_done(out, photo.name, options)]
@@ -185,8 +208,7 @@ def _plan(images: list[str], out: Path, space: LabelSpace, options: PredictOptio
         _say(f'skipped: {len(found) - len(photos)} pictures whose results exist')
     targets = files.legend_files(out)
     for photo in photos:
-        names = video.written_frames(out, photo) if photo.is_video else [photo.name]
-        for name in names:
+        for name in _names(out, photo):
             targets += results_of(out, name, options.endings)
     files.check_free(targets, [photo.path for photo in found], options.overwrite)
     folders = {out/photo.name for photo in photos if photo.is_video}
@@ -284,7 +306,7 @@ def _write(segmenter: Segmenter, out: Path, options: PredictOptions,
         pixels['_confidence'] = (confidence * 65535).round().astype(np.uint16)
     paths = results_of(out, picture.name, tuple(pixels))
     for path, values in reversed(list(zip(paths, pixels.values()))):
-        files.save_png(path, values)
+        files.save_png(path, values, _made_by(segmenter, options))
     return paths[0]
 
 # %% ../../nbs/pipeline/03_predict.ipynb #7a76e110
@@ -328,7 +350,7 @@ def predict_files(path: str | Path | Segmenter,   # a run directory, a checkpoin
     "Label pictures and videos into files that `06_photos` names; raises `UnreadableImages` at the end."
     out, chosen = Path(out), PredictOptions(max_pixels=max_pixels, **options)
     segmenter = path if isinstance(path, Segmenter) else load(path, stage)
-    photos = _plan(images, out, segmenter.space, chosen)
+    photos = _plan(images, out, segmenter, chosen)
     files.save_legend(out, segmenter.space)
     threads, failed = min(16, 1 + cpu_count()), []
     with no_pillow_limit(), synced_at_end(out):

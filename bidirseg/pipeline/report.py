@@ -101,9 +101,12 @@ def _compare_published(config: RunConfig, results: dict) -> tuple[list, list[lis
 
 # %% ../../nbs/pipeline/02_report.ipynb #6fd15857
 def read_artefact(run_dir: Path, stage: str, file: str):   # None: not there
-    "What a stage wrote as JSON."
-    path = own_path(run_dir, stage_dir(run_dir, stage)/file)
-    return load_json(path) if path else None
+    "What a stage wrote as JSON; raises `InputError` where the stage's record says that it wrote something else."
+    folder = own_path(run_dir, stage_dir(run_dir, stage))
+    if not folder or (folder/file).is_symlink():
+        return None
+    path = check_recorded(folder/file)
+    return load_json(path) if path.exists() else None
 
 # %% ../../nbs/pipeline/02_report.ipynb #f889610e
 @contextlib.contextmanager
@@ -124,7 +127,7 @@ def _read_scores(run_dir: Path) -> dict[str, dict]:   # stage -> scores; empty w
     path = stage_dir(run_dir, 'evaluation')/'scores.json'
     if path.exists() and not own_path(run_dir, path):
         raise InputError(f"{path} is reached through a link", "a file of the run itself", "put the file there")
-    return load_json(path, 'the scores of a finished run')
+    return load_json(check_recorded(path), 'the scores of a finished run')
 
 # %% ../../nbs/pipeline/02_report.ipynb #d5c7ed99
 def _supervision(run_dir: Path) -> str:   # '' where the run is unsupervised
@@ -589,8 +592,9 @@ def _page(run_dir: Path) -> str:   # HTML
 def report(run_dir: str | Path) -> Path:   # report.html
     "Write the run's report."
     run_dir = Path(run_dir)
-    for name in trained_stages(run_dir):
-        check_recorded(stage_dir(run_dir, name)/'model.pt')   # which was scored
+    for model in (stage_dir(run_dir, name)/'model.pt' for name in trained_stages(run_dir)):
+        if model.exists():
+            check_recorded(model)   # which was scored
     with readable_run(run_dir):
         page = _page(run_dir)
     with atomic_path(run_dir/'report.html') as tmp:

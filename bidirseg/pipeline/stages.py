@@ -204,13 +204,18 @@ def _trained_by(config: RunConfig, name: str) -> list[str]:
     return sorted({setting_keys(stage_spec(stage).settings, config, stage)[name] for stage in trained})
 
 def _check_used(config: RunConfig, changes: list[str]):
-    "Raise `InputError` for a change to a stage that is left out."
+    "Raise `InputError` for a change that nothing uses."
+    labels = stage_settings(pseudo_labels.PseudoLabelSettings, config, 'pseudo_labels')
     left_out = _STARTED_BY.keys() - set(map(stage_kind, stage_names(config)))
     for change in changes:
         table, name = _key_parts(change)
         if table in left_out:
             raise InputError(f"{change}, and this run has no stage {table}", "a setting of a stage that runs",
                              f"set {_STARTED_BY[table]}, too, or leave it out")
+        if (table, name) == ('prototypes', 'calibration') and labels.label_source != 'both':
+            raise InputError(f"{change} with pseudo_labels.label_source={labels.label_source}",
+                             "prototypes that label beside the network",
+                             "set pseudo_labels.label_source=both and a score such as posterior, or leave it out")
         if table == 'training' and f'training.{name}' not in _trained_by(config, name):
             raise InputError(f"{change}, and every stage that trains has {name} of its own", "a value that is used",
                              f"set {', '.join(_trained_by(config, name))}")

@@ -16,10 +16,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import InputError, atomic_path, check_blas_memory, progress
+from ..core import InputError, atomic_path, check_blas_memory, fingerprint, progress
 from ..data import ImageSet, Samples, read_batches
 from ..data.images import file_fingerprint
 from ..models import predict_features
+from .report import readable_run
 from ..plots import image_grid
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, make_labeler
 from ..runs import Stage
@@ -135,7 +136,10 @@ def open_labeler(run_dir: str | Path) -> tuple[Stage, PseudoLabeler, Samples]:
     if not stage.path('prototypes/stage.json').exists():
         raise InputError(f"{run_dir} has no prototypes yet", "a run whose prototypes are fitted",
                          "go on with the run first")
-    model = stage.load_model('warmup')
+    model, fitted_to = stage.load_model('warmup'), stage.load_json('prototypes/stage.json')['inputs']
+    if fingerprint(stage.path('warmup/model.pt')) != fitted_to['warmup/model.pt']:
+        raise InputError(f"{run_dir} has prototypes of another warm-up than its own", "prototypes of this network",
+                         "start the line of the run again, which fits them anew")
     target = stage.samples('target', exposure_gain=model.exposure_gain)
     return stage, make_labeler(stage, stage.settings, target, model), target
 
@@ -147,7 +151,8 @@ def suggest(run_dir: str | Path,
     "Name the target images of a run whose labels would help most."
     if out is not None:
         _check_empty(Path(out))
-    stage, labeler, target = open_labeler(run_dir)
+    with readable_run(run_dir):
+        stage, labeler, target = open_labeler(run_dir)
     suggestions = _rank(stage, labeler, target, count)
     if out is not None:
         write_suggestions(suggestions, stage.images('target'), Path(out))

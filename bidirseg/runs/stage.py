@@ -122,12 +122,13 @@ def _read_record(folder: Path) -> dict:   # empty: there is none, or it is damag
             return record
     return {}
 
-def check_recorded(path: Path):
+def check_recorded(path: Path) -> Path:   # `path`, unchanged
     "Raise `InputError` for an artefact that is another than the record beside it says; without one nothing is known."
     was = _read_record(path.parent).get('outputs', {}).get(path.name)
     if was is not None and fingerprint(path) != was:
         raise InputError(f"{path} is another file than its stage wrote", "the one that stage.json beside it records",
                          "start the line of the run again, which makes it anew")
+    return path
 
 # %% ../../nbs/runs/02_stage.ipynb #b92b785d
 def record_notebook(folder: Path):
@@ -151,20 +152,20 @@ def path(self: Stage, artefact: str) -> Path:   # such as 'warmup/model.pt'
 @patch
 def load_model(self: Stage, stage: str) -> nn.Module:
     "The network that another stage handed on, in eval mode on the run's device."
-    path = self.path(f'{stage}/model.pt')
-    check_recorded(path)
-    model = load_checkpoint(path, self.device)[0]
+    model = load_checkpoint(check_recorded(self.path(f'{stage}/model.pt')), self.device)[0]
     return keep_maps(model) if self.config.keep_maps else model
 
 @patch
 def load_json(self: Stage, artefact: str):
     "What another stage wrote as JSON, such as its record: 'prototypes/stage.json'."
-    return load_json(self.path(artefact))
+    return load_json(check_recorded(self.path(artefact)))
 
 # %% ../../nbs/runs/02_stage.ipynb #e2d28836
 def trained_stages(run_dir: str | Path) -> list[str]:
-    "The stages of a run that have a model, in order."
-    return [name for name in stage_names(load_run(run_dir)) if (stage_dir(run_dir, name)/'model.pt').exists()]
+    "The stages of a run that have a model, or had one by their record, in order."
+    folders = {name: stage_dir(run_dir, name) for name in stage_names(load_run(run_dir))}
+    return [name for name, folder in folders.items()
+            if (folder/'model.pt').exists() or 'model.pt' in _read_record(folder).get('outputs', {})]
 
 # %% ../../nbs/runs/02_stage.ipynb #3e81a56c
 _NO_OUTPUT = ('notebook.ipynb', 'stage.json', 'resume.pt')

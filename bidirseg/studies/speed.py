@@ -562,7 +562,7 @@ def bench_predict(device: str = 'cpu',   # cpu or cuda
     changes = ['weights=none', f'height={height}', f'width={width}']
     device, config = pick_device(device), load_preset(preset, changes)
     model = init_model(config, device).eval()
-    segmenter = Segmenter(model, label_space(config), config.size, preset, config)
+    segmenter = Segmenter(model, label_space(config), config.size, preset, config, weights='random')
     images = torch.zeros(batch, 3, height, width, dtype=torch.uint8)
 
     def bare():
