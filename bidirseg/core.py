@@ -6,10 +6,10 @@
 __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageError', 'check_name', 'check_range',
            'spaced_indices', 'seed_of', 'stream', 'numpy_stream', 'seeded', 'sync', 'watched_writes', 'naming_file',
            'atomic_path', 'sync_files', 'synced_at_end', 'remove_half_written', 'save_json', 'load_json', 'check_text',
-           'check_plain_file', 'read_toml', 'lacks_memory', 'save_torch', 'load_torch', 'fingerprint', 'cache_dir',
-           'pick_device', 'is_accelerator', 'autocast', 'progress_style', 'progress', 'cpu_count', 'check_room',
-           'check_blas_memory', 'die_with_parent', 'exit_with_parent', 'start_worker', 'peak_memory', 'versions',
-           'commit']
+           'check_plain_file', 'read_toml', 'lacks_memory', 'save_torch', 'load_torch', 'fingerprint', 'work_key',
+           'sealed', 'unsealed', 'good_lines', 'cache_dir', 'pick_device', 'is_accelerator', 'autocast',
+           'progress_style', 'progress', 'cpu_count', 'check_room', 'check_blas_memory', 'die_with_parent',
+           'exit_with_parent', 'start_worker', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -34,6 +34,7 @@ import sys
 import time
 import tomllib
 import zipfile
+import zlib
 
 from tqdm import tqdm
 import numpy as np
@@ -390,6 +391,35 @@ def fingerprint(path: str | Path  # a file, or a folder: then of all files below
         with open(file, 'rb') as content:
             total.update(hashlib.file_digest(content, 'sha256').digest())
     return total.hexdigest()[:16]
+
+# %% ../nbs/11_core.ipynb #b9330773
+def work_key(*parts) -> str:   # 16 hexadecimal digits
+    "What tells this work from any other; its parts are plain values."
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+# %% ../nbs/11_core.ipynb #b70b2b97
+def sealed(*values) -> str:
+    "Values as a line of JSON behind its checksum."
+    text = json.dumps(values)
+    return f'{zlib.crc32(text.encode()):08x} {text}\n'
+
+def unsealed(line: bytes) -> list:
+    "The values of such a line; raises `ValueError` for one that is damaged."
+    checksum, _, text = line.partition(b' ')
+    if not line.endswith(b'\n') or int(checksum, 16) != zlib.crc32(text.rstrip(b'\n')):
+        raise ValueError(line)
+    return json.loads(text)
+
+# %% ../nbs/11_core.ipynb #c254bc01
+def good_lines(path: Path) -> Iterator[tuple[bytes, list]]:   # and its values, of which the first is its number
+    "The lines of a file as far as they are whole and in order."
+    with open(path, 'rb') as lines, contextlib.suppress(ValueError):
+        for number, line in enumerate(lines):
+            values = unsealed(line)
+            if values[0] != number:
+                return
+            yield line, values
 
 # %% ../nbs/11_core.ipynb #3220829e
 def cache_dir() -> Path:

@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from .core import InputError, progress, save_json, spaced_indices
+from .core import InputError, save_json, spaced_indices
 from .data import (CITYSCAPES13, CITYSCAPES16, IGNORE, ImageSet, LabeledImageSet, LabelSpace, Samples,
-                           ahead, fit_to_size, images_only, open_ids, read_batches)
+                           ahead, fit_to_size, images_only, open_ids, read_batches, resumed)
 from .models import forward, predict, upsample
 from .plots import color_legend, escape_mathtext, image_grid, save_figure, save_pictures
 from .runs import Stage, StageSettings, open_stage, trained_stages
@@ -126,14 +126,18 @@ def evaluate(model: nn.Module,
              data: LabeledImageSet,
              size: tuple[int, int],   # height and width for the network
              num_classes: int,
+             kept: Path | None = None,   # lines of `resumed`, from which a killed evaluation goes on
              ) -> np.ndarray:         # confusion matrix
     "Run a model over labelled images and count."
     scorer, device = Scorer(model.eval(), num_classes), next(model.parameters()).device
     images = ScoredImages(data, size, model.exposure_gain)
-    batches = read_batches(images, range(len(data)), device=device)
-    answers = itertools.chain.from_iterable(map(scorer.of_batch, batches))
-    matrices = ahead(lambda answer: scorer.count(0, answer), answers, threads=1)
-    return sum(map(np.array, progress(matrices, 'scoring', len(data))))
+
+    def matrices_from(done: int) -> Iterable:
+        batches = read_batches(images, range(done, len(data)), device=device)
+        answers = itertools.chain.from_iterable(map(scorer.of_batch, batches))
+        return ahead(lambda answer: scorer.count(0, answer), answers, threads=1)
+
+    return sum(map(np.array, resumed(kept, 'scoring', len(data), matrices_from)))
 
 # %% ../nbs/08_evaluation.ipynb #06c44bc8
 def _show_classes(results: dict[str, dict], first: str, last: str):

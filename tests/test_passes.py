@@ -1,4 +1,5 @@
-"""Passes over images in several processes: the bytes of one, killed processes, fewer processes, and mixtures."""
+"""Passes over images in several processes: the bytes of one, killed processes, fewer processes, mixtures, and
+commands that are killed in a pass."""
 import multiprocessing
 import os
 import shutil
@@ -15,9 +16,12 @@ import torch
 import torch.distributed as dist
 
 from bidirseg.core import load_json, stream
-from bidirseg.data import ImageSet
+from bidirseg.data import ImageSet, audit
+from bidirseg.evaluation import ScoredImages
 from bidirseg.mixture import ClassPrototypes, GaussianMixture
 from bidirseg.mixture.em import sample_rows
+from bidirseg.pipeline.check import check
+from bidirseg.pipeline.predict import evaluate_run
 from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, open_stage, small_run, stage_dir, start_run
 from bidirseg.runs.hosts import dismiss, follow, lead
@@ -115,6 +119,14 @@ def test_a_killed_process_of_a_pass_is_started_again(alone, preset, tmp_path, mo
             assert outputs(run_dir, name)[output] == outputs(alone, name)[output], (name, output)
 
 
+def killed(target: Callable, *arguments):
+    "Have a process do something that kills it."
+    process = COPIES.Process(target=target, args=arguments)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 def run_and_die(run_dir: Path, folder: Path, stage: str):
     "Run a stage in this process, which one of its processes kills."
     torch.set_num_threads(1)
@@ -125,10 +137,8 @@ def run_and_die(run_dir: Path, folder: Path, stage: str):
 def test_a_run_killed_with_four_processes_goes_on_with_two(alone, preset, tmp_path):
     name = 'pseudo_labels'
     run_dir = with_processes(without(alone, tmp_path/'run', (name,)), preset, 4)
-    process = COPIES.Process(target=run_and_die, args=(run_dir, tmp_path, name))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL and not (stage_dir(run_dir, name)/'stage.json').exists()
+    killed(run_and_die, run_dir, tmp_path, name)
+    assert not (stage_dir(run_dir, name)/'stage.json').exists()
     stage_spec(name).run(with_processes(run_dir, preset, 2), name)
     assert outputs(run_dir, name) == outputs(alone, name)
     assert load_json(stage_dir(run_dir, name)/'stage.json')['processes'] == 2
@@ -165,6 +175,67 @@ def test_a_pass_decodes_each_image_once(tmp_path, monkeypatch):
             list(stage.each_image(f'pass {most}', samples, lambda batch: batch['label'], lambda i, label: i))
             assert len(decoded) == len(source) > 2
             assert decoded.pop(source.images.keys[-1]) <= most and set(decoded.values()) == {1}
+
+
+def kill_at(function: Callable, call: int) -> Callable:
+    "The same function; its process is killed when it is called so often."
+    calls = []
+
+    def call_or_kill(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments)
+    return call_or_kill
+
+
+def count_lines(folder: Path, pattern: str) -> list[int]:
+    "How many whole lines the files of killed passes have."
+    return [path.read_bytes().count(b'\n') for path in sorted(folder.glob(pattern))]
+
+
+EIGHT = dict(dataset='scenes', domain='camera', first=10**6, count=8, height=48, width=96)
+
+
+def evaluate_and_die(run_dir: Path):
+    torch.set_num_threads(1)
+    ScoredImages.read = kill_at(ScoredImages.read, 7)
+    evaluate_run(run_dir, 'warmup', EIGHT)
+
+
+def test_a_killed_evaluate_goes_on(alone, monkeypatch):
+    "With the first image that has no line; of a long pass the last image is read ahead."
+    whole, folder = evaluate_run(alone, 'warmup', EIGHT), stage_dir(alone, 'warmup')
+    killed(evaluate_and_die, alone)
+    done, = count_lines(folder, '.scores_*.jsonl')
+    assert 0 < done < 7
+    again, read = [], ScoredImages.read
+    monkeypatch.setattr(ScoredImages, 'read', lambda images, i: again.append(i) or read(images, i))
+    evaluate_run(alone, 'warmup', dict(EIGHT, first=10**7))   # other images are another work
+    assert {*again} == {*range(8)} and count_lines(folder, '.scores_*.jsonl') == [done]
+    again.clear()
+    assert evaluate_run(alone, 'warmup', EIGHT) == whole
+    assert {*again} == {*range(done, 8)} and not list(folder.glob('.scores_*'))
+
+
+def check_and_die(preset: Path, out: Path):
+    audit._color_facts = kill_at(audit._color_facts, 12)   # the fourth image of the target
+    check(configure(str(preset)), out, workers=0)
+
+
+def test_a_killed_check_goes_on(preset, tmp_path, monkeypatch):
+    "In the domain in which it was, with the first image that has no line, to the same page."
+    whole, out, looked, facts = tmp_path/'whole', tmp_path/'out', [], audit._color_facts
+    monkeypatch.setattr(audit, '_color_facts', lambda image: looked.append(image.size) or facts(image))
+    check(configure(str(preset)), whole, workers=0)
+    assert len(looked) == 8 + 6 + 4
+    killed(check_and_die, preset, out)
+    assert count_lines(out, '.check_*.jsonl') == [8, 3] and not (out/'check.json').exists()
+    looked.clear()
+    check(configure(str(preset)), out, workers=0)
+    assert len(looked) == 3 + 4
+    written = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, out)]
+    assert written[0] == written[1]
 
 
 def threads_of_process(batch: dict) -> list[int]:

@@ -16,7 +16,7 @@ __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
         'open_colors', 'open_ids', 'open_rgb'],
     'labels': ['CITYSCAPES13', 'CITYSCAPES16', 'CITYSCAPES19', 'IGNORE', 'LABEL_SPACES', 'LabelSpace'],
     'loading': ['Samples', 'ahead', 'default_workers', 'fit_to_size', 'mean_brightness', 'measure_styles',
-        'read_batches', 'read_maps', 'save_map', 'train_loader'],
+        'read_batches', 'read_maps', 'resumed', 'save_map', 'train_loader'],
     'readers': ['READERS', 'folder', 'open_domain', 'parse_slice'],
     'scenes': ['draw_scene'],
     'transforms': ['RandomStyleTransfer', 'STYLES', 'TwoViews', 'augment', 'classmix'],

@@ -9,8 +9,8 @@ __all__ = ['count_values', 'filling_values', 'are_smoothed', 'used_palette', 're
 # %% ../../nbs/data/08_audit.ipynb #ce9311f5
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Iterator
 
 from PIL import Image
 from fastcore.basics import patch
@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from torch.utils.data import DataLoader, Dataset
 import numpy as np
 
-from ..core import InputError, progress, spaced_indices, start_worker
+from ..core import InputError, spaced_indices, start_worker
 from .images import ImageSet, LabeledImageSet, opened
 from .labels import IGNORE, LabelSpace
+from .loading import resumed
 from .remote import FileRange
 from ..plots import escape_mathtext
 
@@ -139,11 +140,11 @@ def add(self: _Totals, facts: dict):
 def add_label(self: _Totals, facts: dict):
     "Count one more label map."
     for value, pixels in facts['values'].items():
-        self.values[value] += pixels
-        self.first_with.setdefault(value, facts['key'])
-    self.filling.update(facts.get('filling', facts['values']))
+        self.values[int(value)] += pixels
+        self.first_with.setdefault(int(value), facts['key'])
+    self.filling.update(map(int, facts.get('filling', facts['values'])))
     for value, color in facts.get('palette', {}).items():
-        self.colors_of.setdefault(value, set()).add(color)
+        self.colors_of.setdefault(int(value), set()).add(tuple(color))
     if facts.get('void'):
         self.void.append(facts['key'])
     if 'label_size' in facts:
@@ -205,23 +206,25 @@ def _as_it_is(facts: dict) -> dict:
     "What a data loader shall do with plain values: nothing."
     return facts
 
-def _walk(images: ImageSet, picks: list[int], workers: int) -> Iterator[dict]:
-    "The facts of some images, in order, with a progress bar."
-    loader = DataLoader(_ImageFacts(images, picks), batch_size=None, num_workers=workers,
-                        collate_fn=_as_it_is, prefetch_factor=16 if workers else None,
-                        worker_init_fn=start_worker)
-    return progress(loader, f'looking at {images.name}', len(picks))
+def _walk(images: ImageSet, picks: list[int], workers: int,
+          done: int,   # how many of them are known
+          ) -> DataLoader:
+    "The facts of the others, in order."
+    return DataLoader(_ImageFacts(images, picks[done:]), batch_size=None, num_workers=workers,
+                      collate_fn=_as_it_is, prefetch_factor=16 if workers else None,
+                      worker_init_fn=start_worker)
 
 # %% ../../nbs/data/08_audit.ipynb #1ea92ff2
 def survey(images: ImageSet,
            space: LabelSpace,           # classes of the run
            sample: int | None = None,   # images opened, evenly spaced; None: all
            workers: int = 0,            # processes that look; 0: this one
+           kept: Path | None = None,    # lines of `resumed`, from which a killed survey goes on
            ) -> dict:                   # plain values for JSON
     "Counts, sizes, colours, errors and, where there are labels, class shares and undefined values."
     picks = spaced_indices(len(images), sample or len(images))
-    totals = _Totals()
-    for facts in _walk(images, picks, workers):
+    totals, walk = _Totals(), partial(_walk, images, picks, workers)
+    for facts in resumed(kept, f'looking at {images.name}', len(picks), walk):
         totals.add(facts)
     report = dict(dataset=images.name, images=len(images), opened=len(picks), notes=list(images.notes))
     report |= _image_figures(totals)

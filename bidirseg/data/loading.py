@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_to_size', 'Samples', 'Batches', 'default_workers', 'train_loader', 'reading_workers', 'read_batches', 'ahead',
-           'mean_brightness', 'measure_styles', 'read_maps', 'save_map']
+           'resumed', 'mean_brightness', 'measure_styles', 'read_maps', 'save_map']
 
 # %% ../../nbs/data/07_loading.ipynb #cae43e09
 from collections import deque
@@ -25,8 +25,8 @@ import torch
 
 from .._compat import tv_tensors
 from ..core import (
-    InputError, atomic_path, check_room, cpu_count, is_accelerator, progress, seed_of, seeded, spaced_indices,
-    start_worker, stream)
+    InputError, atomic_path, check_room, cpu_count, good_lines, is_accelerator, progress, sealed, seed_of, seeded,
+    spaced_indices, start_worker, stream)
 from .images import ImageSet, LabeledImageSet, open_ids
 from .transforms import STYLES
 
@@ -252,6 +252,28 @@ def ahead(function: Callable, items: Iterable,
                 yield waiting.popleft().result()
         finally:
             failed.set()   # or nobody asks any more
+
+# %% ../../nbs/data/07_loading.ipynb #718da748
+def resumed(path: Path | None,   # of the lines, removed by whoever asks; None: nothing is kept
+            what: str,           # stands before the bar
+            total: int,          # images
+            find: Callable,      # how many are done -> what is found about each of the others, in order
+            ) -> Iterator:       # what is found about each image; JSON can hold it
+    "What a pass finds; one that was killed goes on with the first image that has no line."
+    if path is None:
+        yield from progress(find(0), what, total)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = length = 0
+    with open(path, 'a', encoding='utf-8') as file:
+        for line, (_, found) in good_lines(path):
+            yield found
+            done, length = done + 1, length + len(line)
+        file.truncate(length)
+        for number, found in enumerate(progress(find(done), what, total, done), done):
+            file.write(sealed(number, found))
+            file.flush()
+            yield found
 
 # %% ../../nbs/data/07_loading.ipynb #ee88730a
 def mean_brightness(samples: Samples,

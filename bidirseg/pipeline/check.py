@@ -9,12 +9,13 @@ __all__ = ['check', 'DataSettings', 'run']
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..core import atomic_path, check_range, cpu_count, save_json
-from ..data import (LabeledImageSet, LabelSpace, domain_rows, findings, refuse_findings, remarks,
+from ..core import atomic_path, check_range, cpu_count, save_json, versions, work_key
+from ..data import (ImageSet, LabeledImageSet, LabelSpace, domain_rows, findings, refuse_findings, remarks,
                            show_overlays, show_survey, survey)
 from ..plots import image_grid, save_figure, save_pictures
 from ..runs import (RunConfig, StageSettings, html_figure, html_page, html_table, label_space,
                            markdown, open_domains, open_stage, render, supervision_text)
+from ..runs.domains import domain_spec
 
 # %% ../../nbs/pipeline/00_check.ipynb #d52cd389
 def _skip_missing(config: RunConfig) -> RunConfig:
@@ -112,6 +113,15 @@ def _supervision(report: dict[str, dict]) -> list[list]:   # rows: domain, what
     said = supervision_text(report.get('target_labels', {}).get('images', 0))
     return [['target_labels', said]] if said else []
 
+# %% ../../nbs/pipeline/00_check.ipynb #fd39a605
+def _survey_domains(config: RunConfig, domains: dict[str, ImageSet], out: Path, workers: int) -> dict[str, dict]:
+    "The survey of each domain."
+    report, space = {}, label_space(config)
+    for name, images in domains.items():
+        key = work_key(versions(), domain_spec(config, name), space.classes, images.fingerprint())
+        report[name] = survey(images, space, workers=workers, kept=out/f'.check_{name}_{key}.jsonl')
+    return report
+
 # %% ../../nbs/pipeline/00_check.ipynb #59b299d1
 def check(config: RunConfig,
           out: str | Path,              # where `check.html`, `check.json` and the pictures go
@@ -121,7 +131,7 @@ def check(config: RunConfig,
     out, space = Path(out), label_space(config)
     workers = cpu_count() if workers is None else workers
     domains = open_domains(_skip_missing(config))
-    report = {name: survey(images, space, workers=workers) for name, images in domains.items()}
+    report = _survey_domains(config, domains, out, workers)
     save_json(out/'check.json', report)
     rows, figures = findings(_as_agreed(report, config)), _save_figures(report, domains, space, out)
     known = remarks(report) + _value_clashes(config) + _supervision(report)
@@ -131,6 +141,8 @@ def check(config: RunConfig,
     with atomic_path(out/'check.html') as tmp:
         text = _check_page(config.preset, rows, known, tables, figures)
         tmp.write_text(text, encoding='utf-8', errors='backslashreplace')
+    for path in out.glob('.check_*.jsonl'):
+        path.unlink()
     return out/'check.html', rows
 
 # %% ../../nbs/pipeline/00_check.ipynb #626d7ed9

@@ -10,7 +10,6 @@ __all__ = ['Stage', 'check_recorded', 'record_notebook', 'is_as_executed', 'trai
 # %% ../../nbs/runs/02_stage.ipynb #4ec0ebbc
 import contextlib
 import datetime
-import hashlib
 import itertools
 import json
 import math
@@ -33,8 +32,9 @@ from torch import Tensor, nn
 
 # %% ../../nbs/runs/02_stage.ipynb #a7b9f55d
 from ..core import (HALF_WRITTEN, STOP_SIGNALS, InputError, atomic_path, commit, cpu_count, fingerprint,
-                           is_accelerator, load_json, load_torch, naming_file, peak_memory, pick_device, progress,
-                           save_json, save_torch, sync, sync_files, versions, watched_writes)
+                           good_lines, is_accelerator, load_json, load_torch, naming_file, peak_memory, pick_device,
+                           progress, save_json, save_torch, sealed, sync, sync_files, unsealed, versions,
+                           watched_writes, work_key)
 from ..data import ImageSet, LabelSpace, Samples, ahead, read_batches
 from ..mixture import Reservoir
 from ..models import keep_maps, load_checkpoint
@@ -66,11 +66,6 @@ def _weight_files(params: dict) -> dict[str, str]:   # name -> fingerprint
     "Files among the settings that name weights."
     files = {name: Path(value) for name, value in params.items() if name.endswith('weights') and isinstance(value, str)}
     return {f'file of {name}': fingerprint(path) for name, path in files.items() if path.is_file()}
-
-def _work_key(params: dict, inputs: dict) -> str:   # 16 hexadecimal digits
-    "What tells this work from any other."
-    text = json.dumps([params, inputs], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/runs/02_stage.ipynb #f7294950
 class Stage:
@@ -391,28 +386,13 @@ def checkpoint(self: Stage) -> dict | None:   # with its `history`
             path.unlink()   # or it would take the place of the one before
     return None
 
-# %% ../../nbs/runs/02_stage.ipynb #6fd0394f
-def _sealed(*values) -> str:
-    "Values as a line of JSON behind its checksum."
-    text = json.dumps(values)
-    return f'{zlib.crc32(text.encode()):08x} {text}\n'
-
-def _unsealed(line: bytes) -> list:
-    "The values of such a line; raises `ValueError` for one that is damaged."
-    checksum, _, text = line.partition(b' ')
-    if not line.endswith(b'\n') or int(checksum, 16) != zlib.crc32(text.rstrip(b'\n')):
-        raise ValueError(line)
-    return json.loads(text)
-
 # %% ../../nbs/runs/02_stage.ipynb #5b4483b5
 def _good_lines(path: Path) -> Iterator[tuple[bytes, list[str]]]:   # and the names of their files
     "The lines of a file beside the stage's files, as far as neither they nor the files that they name are spoilt."
-    with open(path, 'rb') as lines, contextlib.suppress(ValueError):
-        for number, line in enumerate(lines):
-            position, _, files = _unsealed(line)
-            if position != number or not _holds(path.parent, files):
-                return
-            yield line, list(files)
+    for line, (_, _, files) in good_lines(path):
+        if not _holds(path.parent, files):
+            return
+        yield line, list(files)
 
 # %% ../../nbs/runs/02_stage.ipynb #8fcd295f
 class _Results:
@@ -425,7 +405,7 @@ class _Results:
     def __iter__(self) -> Iterator:
         with open(self.path, 'rb') as file:
             for line in file:
-                yield _unsealed(line)[1]
+                yield unsealed(line)[1]
 
 # %% ../../nbs/runs/02_stage.ipynb #4e5d9eed
 @patch
@@ -484,7 +464,7 @@ def line_of(self: Stage, write: Callable, position: int, process: int, answer) -
         return receive(process)
     self.latest.clear()
     result = write(position, answer)
-    line = _sealed(position, result, {name: fingerprint(self.dir/name) for name in self.latest})
+    line = sealed(position, result, {name: fingerprint(self.dir/name) for name in self.latest})
     if process > 0:
         send(line, 0)
     return line
@@ -664,7 +644,7 @@ def fingerprint_inputs(self: Stage) -> dict[str, str]:   # name -> fingerprint
 def is_complete(self: Stage) -> bool:
     "Whether the folder holds the work of these settings on these inputs, complete and unchanged."
     self.inputs = self.fingerprint_inputs()
-    self.key = _work_key(self.params, self.inputs)
+    self.key = work_key(self.params, self.inputs)
     return _is_complete(self.dir, self.key)
 
 
