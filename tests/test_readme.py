@@ -26,7 +26,7 @@ def test_it_is_short(text):
 
 def test_its_table_is_the_stored_rows(text, root):
     table = text[text.index('| from, to |'):].split('\n\n')[0].splitlines()[2:]
-    assert len(table) == 5
+    assert len(table) == 6
     for line in table:
         name, *shown = [cell.strip(' *') for cell in line.strip('|').split('|')]
         rows = by_variant(load_json(root/'nbs'/'results'/f'{name.split("`")[1]}.json'))
