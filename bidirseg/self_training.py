@@ -123,9 +123,9 @@ class SelfTrainingLoss:
 def source_samples(stage: Stage, weights: bool) -> Samples:
     "The source in the style of the warm-up, perhaps with its transferability maps."
     config, warmup = stage.config, stage_settings(WarmupSettings, stage.config, 'warmup')
-    styles = Samples(stage.images('target'), config.source_size, cache_mb=0)   # each is read once
     of_pixels = load_weights(stage.path('reweighting/weights.pt'), stage.images('source')) if weights else None
-    return stage.samples('source', source_transform(stage.settings, warmup, styles, config), weights=of_pixels)
+    styled = source_transform(stage.settings, warmup, stage.images('target'), config)
+    return stage.samples('source', styled, weights=of_pixels)
 
 def target_samples(stage: Stage, labels: Path, exposure_gain: float, transform) -> Samples:
     "The target with label maps from a folder."

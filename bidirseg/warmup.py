@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ._compat import v2
 from .core import InputError, check_name, check_range, pick_device
-from .data import STYLES, RandomStyleTransfer, Samples, augment, mean_brightness, measure_styles
+from .data import STYLES, ImageSet, RandomStyleTransfer, Samples, augment, mean_brightness, measure_styles
 from .models import forward_domains, set_exposure_gain, update_bn
 from .runs import RunConfig, Stage, as_changes, open_stage
 from .training import (TrainSettings, class_weights, init_model, labelled_loss, labelled_target, save_outputs,
@@ -57,13 +57,14 @@ class WarmupSettings(TrainSettings):
 # %% ../nbs/02_warmup.ipynb #603f7cdc
 def source_transform(settings: TrainSettings,
                      warmup: WarmupSettings,   # whose style is used
-                     target: Samples,          # where styles come from
+                     target: ImageSet,         # where styles come from
                      config: RunConfig,
                      ) -> v2.Transform:
     "Style transfer, then augmentation, for source images."
     steps = [augment(config.source_size, config.crop, settings.scale, settings.jitter)]
     if warmup.style != 'none':
-        measured = measure_styles(target, warmup.style, pick_device(config.device))
+        pictures = Samples(target, config.source_size, cache_mb=0)   # each is read once
+        measured = measure_styles(pictures, warmup.style, pick_device(config.device))
         steps.insert(0, RandomStyleTransfer(measured, warmup.style, warmup.style_probability, warmup.style_strength))
     return v2.Compose(steps)
 
@@ -90,8 +91,7 @@ def _training_samples(stage: Stage) -> Samples:
     config, settings = stage.config, stage.settings
     if stage.name == 'oracle':
         return stage.samples('oracle', augment(config.size, config.crop, settings.scale, settings.jitter))
-    styles = Samples(stage.images('target'), config.source_size, cache_mb=0)   # each is read once
-    return stage.samples('source', source_transform(settings, settings, styles, config))
+    return stage.samples('source', source_transform(settings, settings, stage.images('target'), config))
 
 # %% ../nbs/02_warmup.ipynb #d47566f7
 @dataclass

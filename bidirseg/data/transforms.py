@@ -125,7 +125,6 @@ def _measure_lab(image: Tensor) -> Tensor:     # (3, h, w) -> (2, 3, 1, 1)
     "LAB mean and standard deviation of an image."
     return _mean_and_spread(rgb_to_lab(image))
 
-
 # %% ../../nbs/data/06_transforms.ipynb #453d8925
 def _match_lab(image: Tensor, wanted: Tensor, strength: float) -> Tensor:
     "Move the LAB mean and standard deviation of an image."
@@ -168,7 +167,6 @@ def _low_frequencies(size: tuple[int, int], beta: float) -> tuple[Tensor, Tensor
     low_columns = range(min(most_columns, w // 2) + 1)
     counts = torch.tensor([1 if 2 * f % w == 0 else 2 for f in low_columns])
     return _dft_matrix(h, tuple(low_rows)), _dft_matrix(w, tuple(low_columns)), counts
-
 
 # %% ../../nbs/data/06_transforms.ipynb #91601a99
 def _measure_amplitudes(image: Tensor,       # (3, h, w)

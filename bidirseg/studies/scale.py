@@ -384,13 +384,14 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     warmup, own = (stage_settings(kind, config, name) for kind, name in
                    ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
     target = images_only(domains['target'])
-    styled = source_transform(warmup, warmup, Samples(target, config.source_size, cache_mb=0), config)
+    styled = source_transform(warmup, warmup, target, config)
     views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
     source = Samples(domains['source'], config.source_size, transform=styled, cache_mb=0)
-    feeds = dict(warmup=[source], self_training=[source, Samples(target, config.size, transform=views, cache_mb=0)])
+    two_views = Samples(target, config.size, transform=views, cache_mb=0)
+    feeds = dict(warmup=(warmup, [source]), self_training=(own, [source, two_views]))
     workers, rows = default_workers(device), []
-    for name, samples in feeds.items():
-        seconds = _feed_seconds(samples, warmup.batch_size, workers, steps)
+    for name, (settings, samples) in feeds.items():
+        seconds = _feed_seconds(samples, settings.batch_size, workers, steps)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
     return rows
 
