@@ -19,7 +19,7 @@ import time
 from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 import numpy as np
 import torch
 
@@ -66,14 +66,14 @@ def _read_sample(images: ImageSet, i: int,
 
 # %% ../../nbs/data/07_loading.ipynb #29fd6e5a
 class _SampleCache(dict):
-    "Samples by position, at most `max_bytes` of them in all workers together; its pickle is empty."
+    "Samples by position, at most `max_bytes` of them; its pickle is empty."
     def __init__(self, max_bytes: int):
         self.max_bytes, self.used = max_bytes, 0
 
     def add(self, i: int, sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         "Keep a sample if there is room; hands it back."
-        size, worker = sum(array.nbytes for array in sample.values()), get_worker_info()
-        if self.used + size <= self.max_bytes // (worker.num_workers if worker else 1):
+        size = sum(array.nbytes for array in sample.values())
+        if self.used + size <= self.max_bytes:
             self[i] = sample
             self.used += size
         return sample
@@ -91,7 +91,7 @@ class Samples(Dataset):
     transform: Callable | None = None     # dictionary of tv_tensors -> dictionary
     seed: int = 0                         # of the run
     role: str = 'source'                  # or 'target': each draws from a random stream of its own
-    cache_mb: int = 256                   # resized images kept in memory, at most
+    cache_mb: int = 256                   # resized images kept in memory, at most; data workers keep none
     weights: Callable | None = None       # (position, labels (h, w)) -> weight of each pixel (h, w) uint8, 255 is one
 
     def __post_init__(self):
@@ -167,6 +167,7 @@ def train_loader(samples: Samples, batch_size: int,
                  ) -> DataLoader:
     "Batches of `samples` for the steps start ... stop - 1; the same whatever the number of workers."
     batches = Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop, part, parts)
+    samples = replace(samples, cache_mb=0) if workers else samples
     return DataLoader(samples, batch_sampler=batches, num_workers=workers,
                       generator=stream(samples.seed, 'loader'), pin_memory=pin_memory,
                       worker_init_fn=start_worker)
@@ -218,7 +219,7 @@ def read_batches(samples,                          # has read(position) -> dict 
     if workers is None:
         workers = reading_workers(samples, positions, device)
     if workers and isinstance(samples, Samples):
-        samples = replace(samples, cache_mb=0)   # a cache would end with its worker
+        samples = replace(samples, cache_mb=0)
     loader = DataLoader(_Reading(samples, positions, batch_size), batch_size=None, num_workers=workers,
                         generator=stream(0, 'reading'), pin_memory=is_accelerator(device),
                         worker_init_fn=start_worker)
