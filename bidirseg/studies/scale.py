@@ -390,6 +390,7 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     two_views = Samples(target, config.size, transform=views, cache_mb=0)
     feeds = dict(warmup=(warmup, [source]), self_training=(own, [source, two_views]))
     workers, rows = default_workers(device), []
+    steps = max(steps, 4 * workers)   # batches come from all workers at about the same time
     for name, (settings, samples) in feeds.items():
         seconds = _feed_seconds(samples, settings.batch_size, workers, steps)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
