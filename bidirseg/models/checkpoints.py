@@ -43,6 +43,15 @@ def save_checkpoint(path: str | Path,   # where to
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     return save_torch(path, dict(format=_FORMAT, build=model.build_args, state=state, extra=extra))
 
+# %% ../../nbs/models/02_checkpoints.ipynb #5aa4ef87
+def _check_finite(model: nn.Module, path: str | Path) -> nn.Module:   # `model`
+    "Raise `InputError` where a weight is NaN or infinite: such a network gives one class everywhere."
+    wrong = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
+    if wrong:
+        raise InputError(f"{path}: NaN or infinite numbers in {', '.join(wrong[:3])}",
+                         "finite weights", "its training diverged: take an earlier file, or train at a lower rate")
+    return model
+
 # %% ../../nbs/models/02_checkpoints.ipynb #0176fbda
 def load_checkpoint(path: str | Path,                    # written by save_checkpoint
                     device: str | torch.device = 'cpu',
@@ -61,7 +70,7 @@ def load_checkpoint(path: str | Path,                    # written by save_check
             raise MemoryError(str(error)) from None
         raise InputError(f"{path}: {type(error).__name__} {str(error)[:200]}", what,
                          "it is broken or made by another version: train again") from None
-    return model.to(device).eval(), data['extra']
+    return _check_finite(model, path).to(device).eval(), data['extra']
 
 # %% ../../nbs/models/02_checkpoints.ipynb #55dc9845
 def _current_names(build: dict) -> dict:
@@ -136,4 +145,4 @@ def load_published(model: nn.Module,        # from build_model; changed in place
     fitting = {name: value for name, value in state.items()
                if name in own and value.shape == own[name].shape}
     model.load_state_dict(fitting, strict=False)
-    return model
+    return _check_finite(model, path)

@@ -72,6 +72,24 @@ class Segmenter:
     def _predict_one(self, image, **views) -> np.ndarray:   # PIL or array
         return predict(self.model, image, self.size[0], self.views(**views))
 
+# %% ../../nbs/pipeline/03_predict.ipynb #fb470281
+def _kept_config(path: Path, extra: dict,   # what was kept with a network
+                 backbone: str) -> RunConfig:
+    "The classes and the size that a stage wrote into a checkpoint."
+    wanted = "a model.pt that a stage wrote", "take that one, or load it by load_checkpoint"
+    missing = sorted({'label_space', 'classes', 'colors', 'size'} - extra.keys())
+    if missing:
+        raise InputError(f"{path} does not say {', '.join(missing)}", *wanted)
+    try:
+        height, width = extra['size']
+        known = LABEL_SPACES.get(extra['label_space'])
+        is_known = known is not None and list(known.classes) == extra['classes']
+        classes = {} if is_known else dict(zip(extra['classes'], extra['colors'], strict=True))
+        return RunConfig(label_space=extra['label_space'], classes=classes, height=int(height), width=int(width),
+                         backbone=backbone)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path} has broken classes or a broken size: {error}", *wanted) from None
+
 # %% ../../nbs/pipeline/03_predict.ipynb #6bb5b40d
 def _load_file(path: Path) -> Segmenter:
     "The model in a file that lies anywhere."
@@ -80,15 +98,7 @@ def _load_file(path: Path) -> Segmenter:
         config = RunConfig(height=1024, width=2048, backbone='resnet101')
         return Segmenter(model, label_space(config), config.size, path.name, config, fingerprint(path))
     model, extra = load_checkpoint(path, pick_device())
-    missing = sorted({'label_space', 'classes', 'colors', 'size'} - extra.keys())
-    if missing:
-        raise InputError(f"{path} does not say {', '.join(missing)}", "a model.pt that a stage wrote",
-                         "take that one, or load it by load_checkpoint")
-    known = LABEL_SPACES.get(extra['label_space'])
-    is_known = known is not None and list(known.classes) == extra['classes']
-    classes = {} if is_known else dict(zip(extra['classes'], extra['colors']))
-    config = RunConfig(label_space=extra['label_space'], classes=classes, height=extra['size'][0],
-                       width=extra['size'][1], backbone=model.build_args['backbone'])
+    config = _kept_config(path, extra, model.build_args['backbone'])
     return Segmenter(model, label_space(config), config.size, path.name, config, fingerprint(path))
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6c7ecacd
