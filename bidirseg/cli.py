@@ -119,6 +119,8 @@ def _add_run(commands):
                         help='another run, whose stages are taken over where they still hold')
     parser.add_argument('--nproc', type=int_at_least(1), metavar='N',
                         help='processes that share the work on this machine, each on its own GPU if there are any')
+    parser.add_argument('--jobs', type=int_at_least(1), metavar='N',
+                        help='how many stages run at once on this machine: the baselines beside the method')
     _add_hosts(parser)
     parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
     parser.add_argument('--log-json', action='store_true',
@@ -131,14 +133,18 @@ def _add_run(commands):
 # %% ../nbs/10_command_line.ipynb #0fa4affb
 def _run(args: Namespace):
     "Run, or say what the run will take."
+    from bidirseg.pipeline.jobs import Jobs
     from bidirseg.pipeline.stages import configure, run
     run_dir = args.run_dir or f'runs/{Path(args.preset).stem}'
     if args.notebooks:
         args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
     if args.nproc:
         args.set.append(f'processes={args.nproc}')
+    if args.jobs and args.nnodes:
+        raise InputError('--jobs on several hosts', 'stages beside each other on one', 'leave --jobs or --nnodes out')
     if not args.dry_run:
-        run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until)
+        run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until,
+            Jobs(args.jobs))
         return
     from bidirseg.pipeline.estimate import dry_run
     from bidirseg.runs import markdown

@@ -434,6 +434,18 @@ def test_seeds_beside_each_other(finished, preset, call, tmp_path):
     assert load_json(tmp_path/'results.json') == rows and list((tmp_path/'jobs').glob('*_result.pkl'))
 
 
+def test_baselines_beside_the_method(finished, preset, call, tmp_path):
+    "Stages at the same time give what they give one after the other; lines of JSON stay whole."
+    said = call('bidirseg', 'run', preset, '--run-dir', tmp_path, '--jobs', '2', '--log-json')
+    events = [json.loads(line) for line in said.splitlines()]
+    ended = [event['stage'] for event in events if event['event'] == 'end']
+    assert sorted(ended) == sorted(stage_names(load_run(tmp_path))) and events[-1]['event'] == 'done'
+    assert ended[0] == 'data' and not {'evaluation', 'judgement'} & {*ended[:ended.index('source_only')]}
+    for name in ('source_only', 'self_training'):
+        alone, beside = (load_torch(stage_dir(run_dir, name)/'model.pt')['state'] for run_dir in (finished, tmp_path))
+        assert_same({name: alone}, {name: beside})
+
+
 def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):
     out, variants = tmp_path/'ablation', ['source_only', 'full', 'distillation_none', 'oracle']
     line = ['ablate', str(preset), '--seeds', '0', '--out', str(out), '--variants', *variants]

@@ -26,7 +26,7 @@ from ..models import build_backbone, build_model
 from ..models.deeplab import ASPP
 from . import check
 from .execute import execute
-from .jobs import Jobs, run_seeds
+from .jobs import Jobs, run_jobs, run_seeds
 from .kernels import own_kernel
 from .report import report, score_text, write_summary
 from ..runs import (RunConfig, as_changes, check_notebooks, full_paths, is_finished, label_space, load_preset,
@@ -356,6 +356,29 @@ def _resume(run_dir: Path, names: list[str], others: list[Path], log: RunLog):
         _run_or_skip(run_dir, name, others, log)
     log.stage = None
 
+# %% ../../nbs/pipeline/01_stages.ipynb #0abc9fa5
+def _side_by_side(names: list[str]) -> dict[str, list[str]]:   # name of a job -> its stages
+    "The trainings and what lies between them, in lines that need nothing from each other."
+    lines = {}
+    for name in names:
+        lines.setdefault(name if name in warmup.BASELINES else 'method', []).append(name)
+    return lines
+
+def _resume_line(run_dir: Path, others: list[Path], as_json: bool, names: list[str]):
+    "Run what is not complete of a line, in a process beside others."
+    _resume(run_dir, names, others, RunLog(as_json))
+
+def _resume_with(run_dir: Path, names: list[str], others: list[Path], log: RunLog, jobs: Jobs):
+    "The same as `_resume`, with baselines beside the rest where several jobs may run."
+    if (jobs.at_once or 1) == 1:
+        return _resume(run_dir, names, others, log)
+    before, after = ([name for name in names if name in ends] for ends in (('data',), ('evaluation', 'judgement')))
+    _resume(run_dir, before, others, log)
+    lines = _side_by_side([name for name in names if name not in (*before, *after)])
+    run_jobs(partial(_resume_line, run_dir, others, log.as_json), lines, run_dir, jobs)
+    _resume(run_dir, after, others, log)
+
+# %% ../../nbs/pipeline/01_stages.ipynb #c7636e97
 def _finish(run_dir: Path, complete: bool, began: float, log: RunLog) -> Path:   # the report, or the run's directory
     "Write the report of a complete run, and say what came out."
     path, text = run_dir, run_dir
@@ -399,6 +422,7 @@ def run(preset: str | None,          # a preset's name or a TOML file; None: go 
         from_run: str | Path | None = None,   # another run, whose stages are taken over where they still hold
         log_json: bool = False,      # say everything as JSON, one object a line
         until: str | None = None,    # the stage after which to stop, without a report
+        jobs: Jobs = Jobs(),         # how many stages at once, where one does not need the other
         **settings,                  # the same as `changes`, for Python: seed=1, warmup=dict(steps=200)
         ) -> Path:                   # the report, or the run's directory
     "Run every stage that is not complete, then write the report."
@@ -411,7 +435,7 @@ def run(preset: str | None,          # a preset's name or a TOML file; None: go 
         names, others = _stages_until(config, until), _other_runs(from_run)
         with run_lock(run_dir):
             start_run(run_dir, config, update, line)
-            _resume(run_dir, names, others, log)
+            _resume_with(run_dir, names, others, log, jobs)
             return _finish(run_dir, until is None, began, log)
 
 # %% ../../nbs/pipeline/01_stages.ipynb #257beb96
