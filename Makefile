@@ -17,7 +17,7 @@ $(READY): settings.ini constraints.txt setup.py tools/setup.sh
 	@touch $@
 
 demo: setup    ## run the whole method on the embedded scenes into runs/demo
-	$(BIN)/bidirseg run demo --run-dir runs/demo
+	$(BIN)/bidirseg run demo --run-dir runs/demo --jobs 2
 
 test: setup    ## export, clean, every notebook and every test
 	@$(BIN)/python tools/test.py

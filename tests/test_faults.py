@@ -245,19 +245,21 @@ def test_a_kernel_dies_with_its_program_even_where_it_cannot_act(tmp_path):
 LONG = ['source_only.steps=100000', 'training.checkpoint_every=90000', 'training.workers=1', *SHORT]
 
 
-def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path):
+@pytest.mark.parametrize('beside', [(), ('--jobs', '2')], ids=['alone', 'beside others'])
+def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path, beside):
     "The signal goes to the program alone; its kernel and its data workers end as well. No code of the folder is run."
     changes = [part for change in LONG for part in ('--set', change)]
     work = tmp_path/'work'
     work.mkdir()
     for name in ('torch', 'numpy', 'bidirseg', 'sitecustomize'):   # what lies in the folder at hand is not imported
         (work/f'{name}.py').write_text(f'open({str(tmp_path/"was_here")!r}, "w")')
-    line = [BIN/'bidirseg', 'run', preset, '--run-dir', run_dir, '--update', *changes]
+    line = [BIN/'bidirseg', 'run', preset, '--run-dir', run_dir, '--update', *changes, *beside]
     log = tmp_path/'log.txt'
     with open(log, 'w') as file:
         process = psutil.Popen(line, stdout=file, stderr=file, cwd=work, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     until = time.time() + 600
-    while 'loss' not in log.read_text() and process.poll() is None and time.time() < until:
+    training = re.compile(r'source_only: \d+/100000 .* loss')
+    while not training.search(log.read_text()) and process.poll() is None and time.time() < until:
         time.sleep(.1)
     helpers, began = process.children(recursive=True), time.time()
     process.send_signal(signal.SIGUSR1)   # SIGTERM is answered alike

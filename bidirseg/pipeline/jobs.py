@@ -9,6 +9,7 @@ __all__ = ['Jobs', 'run_jobs', 'run_seeds']
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, TextIO
 
-from ..core import InputError, StageError, check_name, cpu_count, exit_with_parent
+from ..core import STOP_SIGNALS, InputError, StageError, check_name, cpu_count, exit_with_parent
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #f437ab09
 @dataclass(frozen=True)
@@ -78,15 +79,29 @@ def _split_cores(shares: int) -> list[set[int]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(cpu_count()))
     return [set(cores[i::shares]) or {cores[i % len(cores)]} for i in range(shares)]
 
+_STOPS = (*STOP_SIGNALS, signal.SIGINT)
+
 def _start_worker(shares):   # a queue of sets of cores
     "What a process does first: take its cores, and end when the program that started it is gone."
     cores = shares.get()
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, cores)
     os.environ.setdefault('OMP_NUM_THREADS', str(len(cores)))
+    for stop in _STOPS:
+        signal.signal(stop, signal.SIG_IGN)   # without work it ends with the pool
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #c51aca3e
+def _stoppable_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Exception | None]:
+    "`_one_job`, which a signal ends like Ctrl-C."
+    for stop in _STOPS:
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        return _one_job(work, name, item)
+    finally:
+        for stop in _STOPS:
+            signal.signal(stop, signal.SIG_IGN)
+
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     "A pool whose processes end with this block, whatever ends it."
@@ -137,7 +152,7 @@ def run_jobs(work: Callable[[Any], Any],   # of an item; a function of a module,
     if count == 1:
         return [work(item) for item in items.values()]
     with _processes(count) as pool:
-        return _collect({name: pool.submit(_one_job, work, name, item) for name, item in items.items()})
+        return _collect({name: pool.submit(_stoppable_job, work, name, item) for name, item in items.items()})
 
 def run_seeds(work: Callable[[int], Any], seeds: list[int], out: str | Path, jobs: Jobs = Jobs()) -> list:
     "Work on several seeds, as `run_jobs`."
