@@ -156,7 +156,8 @@ def _add_spectrum(image: Tensor, change: Tensor,   # (3, h, w), (3, r, c) comple
     "What an image becomes where its spectrum changes at some frequencies."
     height, width = image.shape[-2:]
     along = torch.view_as_real(rows.conj() @ (change * counts)).flatten(2)   # (3, h, 2 c)
-    return image + along @ torch.view_as_real(columns).flatten(1).T / (height * width)
+    added = along @ torch.view_as_real(columns).flatten(1).T
+    return added.div_(height * width).add_(image)
 
 # %% ../../nbs/data/06_transforms.ipynb #51952534
 def _low_frequencies(size: tuple[int, int], beta: float) -> tuple[Tensor, Tensor, Tensor]:   # rows, columns, counts
@@ -182,7 +183,7 @@ def _match_amplitudes(image: Tensor, wanted: Tensor,   # (3, h, w), (3, r, c) of
     rows, columns, counts = _low_frequencies(image.shape[-2:], beta)
     low = _spectrum(image, rows, columns)
     mixed = torch.polar(torch.lerp(low.abs(), wanted, strength), low.angle())
-    return _add_spectrum(image, mixed - low, rows, columns, counts).clamp(0, 1)
+    return _add_spectrum(image, mixed - low, rows, columns, counts).clamp_(0, 1)
 
 # %% ../../nbs/data/06_transforms.ipynb #967cb85e
 STYLES = dict(none=None, exposure=Style(torch.mean, _match_mean), lab=Style(_measure_lab, _match_lab),
@@ -205,8 +206,8 @@ class RandomStyleTransfer:
         if chance >= self.probability:
             return sample
         image = sample['image'].as_subclass(Tensor) / 255
-        styled = self.match(image, self.measured[pick], self.strength * float(share))
-        return dict(sample, image=type(sample['image'])((styled * 255).round().to(torch.uint8)))
+        styled = self.match(image, self.measured[pick], self.strength * float(share))   # one of its own
+        return dict(sample, image=type(sample['image'])(styled.mul_(255).round_().to(torch.uint8)))
 
 # %% ../../nbs/data/06_transforms.ipynb #3312a081
 def class_mask(label: Tensor,   # (b, h, w) train ids, 255 ignored
