@@ -120,7 +120,7 @@ def _add_run(commands):
     parser.add_argument('--nproc', type=int_at_least(1), metavar='N',
                         help='processes that share the work on this machine, each on its own GPU if there are any')
     parser.add_argument('--jobs', type=int_at_least(1), metavar='N',
-                        help='how many stages run at once on this machine: the baselines beside the method')
+                        help='how many stages run at once: the baselines beside the method, on cores of their own')
     _add_hosts(parser)
     parser.add_argument('--until', metavar='STAGE', help='stop after this stage, without a report')
     parser.add_argument('--log-json', action='store_true',

@@ -278,11 +278,12 @@ def test_a_checkpoint_without_its_extras(tmp_path, capsys):
     save_checkpoint(path, build_model(backbone='resnet10', num_classes=3, feature_dim=8))
     assert main(['predict', str(path), 'x.png', '--out', str(tmp_path/'out')]) == 2
     assert 'does not say classes' in capsys.readouterr().err
-    for wrong in (dict(size=[64]), dict(size=['a', 'b']), dict(size=None), dict(colors=[[0, 0, 0]])):
+    sizes = [64], ['a', 'b'], [64.5, 128], None
+    for wrong in (*(dict(size=size) for size in sizes), dict(colors=[[0, 0, 0]])):
         extra = dict(label_space='own', classes=['a', 'b', 'c'], colors=[[i, 0, 0] for i in range(3)], size=[64, 128])
         save_checkpoint(path, build_model(backbone='resnet10', num_classes=3, feature_dim=8), **extra | wrong)
         assert main(['predict', str(path), 'x.png', '--out', str(tmp_path/'out')]) == 2
-        assert 'broken classes or a broken size' in capsys.readouterr().err, wrong
+        assert 'Wanted: a model.pt that a stage wrote' in capsys.readouterr().err, wrong
 
 
 def test_places_that_cannot_be_written(tmp_path, capsys):

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from bidirseg import load
-from bidirseg.cli import main
+from bidirseg.cli import main, make_parser
 from bidirseg.core import InputError, load_json, load_torch
 from bidirseg.pipeline.predict import evaluate_run
 from bidirseg.pipeline.stages import configure, stage_spec
@@ -441,9 +441,19 @@ def test_baselines_beside_the_method(finished, preset, call, tmp_path):
     ended = [event['stage'] for event in events if event['event'] == 'end']
     assert sorted(ended) == sorted(stage_names(load_run(tmp_path))) and events[-1]['event'] == 'done'
     assert ended[0] == 'data' and not {'evaluation', 'judgement'} & {*ended[:ended.index('source_only')]}
+    marks = [(event['event'], event['stage']) for event in events]
+    assert max(map(marks.index, [('start', 'warmup'), ('start', 'source_only')])) < min(
+        map(marks.index, [('end', 'warmup'), ('end', 'source_only')])), 'not at the same time'
     for name in ('source_only', 'self_training'):
         alone, beside = (load_torch(stage_dir(run_dir, name)/'model.pt')['state'] for run_dir in (finished, tmp_path))
         assert_same({name: alone}, {name: beside})
+
+
+@pytest.mark.parametrize('other', [('--nproc', '2'), ('--nnodes', '2')])
+def test_jobs_are_of_one_process_each(preset, tmp_path, capsys, other):
+    namespace = make_parser().parse_args(['run', str(preset), '--run-dir', str(tmp_path/'run'), '--jobs', '2', *other])
+    with pytest.raises(InputError, match='leave --jobs'):
+        namespace.command(namespace)
 
 
 def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):

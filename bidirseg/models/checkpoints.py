@@ -45,7 +45,7 @@ def save_checkpoint(path: str | Path,   # where to
 
 # %% ../../nbs/models/02_checkpoints.ipynb #5aa4ef87
 def _check_finite(model: nn.Module, path: str | Path) -> nn.Module:   # `model`
-    "Raise `InputError` where a weight is NaN or infinite: such a network gives one class everywhere."
+    "Raise `InputError` where a weight is NaN or infinite; such a network may give one class everywhere, in silence."
     wrong = [name for name, value in model.state_dict().items() if not value.isfinite().all()]
     if wrong:
         raise InputError(f"{path}: NaN or infinite numbers in {', '.join(wrong[:3])}",
@@ -70,7 +70,7 @@ def load_checkpoint(path: str | Path,                    # written by save_check
             raise MemoryError(str(error)) from None
         raise InputError(f"{path}: {type(error).__name__} {str(error)[:200]}", what,
                          "it is broken or made by another version: train again") from None
-    return _check_finite(model, path).to(device).eval(), data['extra']
+    return _check_finite(model, path).to(device).eval(), data.get('extra', {})
 
 # %% ../../nbs/models/02_checkpoints.ipynb #55dc9845
 def _current_names(build: dict) -> dict:

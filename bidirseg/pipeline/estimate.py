@@ -38,7 +38,7 @@ def _fewer_images(spec: dict, images: int) -> dict:
 
 def shrink(config: RunConfig, images: int, steps: int) -> RunConfig:
     "The same run of fewer images and steps."
-    few = dict(steps=steps, checkpoint_every=steps, warmup_steps=0)   # neither pauses among the steps that are timed
+    few = dict(steps=steps, checkpoint_every=steps, warmup_steps=0)   # no checkpoint among the steps that are timed
     tables = dict(config.settings)
     for name in stage_names(config):
         if issubclass(stage_spec(name).settings, TrainSettings):

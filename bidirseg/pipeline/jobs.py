@@ -60,17 +60,18 @@ def _one_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Exceptio
         with contextlib.redirect_stdout(_LinesOfJob(sys.stdout, name)):
             return work(item), None
     except (InputError, StageError) as error:
+        print(f'{name}: {error}', file=sys.stderr, flush=True)   # the others may take hours
         return None, error
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #26bd5cd8
 def _collect(running: dict[str, Any]) -> list:   # name -> what has a `result()`
-    "The results of all jobs, in order; raises the first error when all have ended."
+    "The results of all jobs, in order; raises the first error when all have ended, and says the others."
     answers = {name: job.result() for name, job in running.items()}
-    failed = {name: error for name, (_, error) in answers.items() if error}
-    for name, error in failed.items():
+    first, *others = [(name, error) for name, (_, error) in answers.items() if error] or [None]
+    for name, error in others:
         print(f'{name}: {error}', file=sys.stderr, flush=True)
-    for error in failed.values():
-        raise error
+    if first:
+        raise first[1]
     return [result for result, _ in answers.values()]
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #333c3d69
@@ -79,43 +80,62 @@ def _split_cores(shares: int) -> list[set[int]]:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else list(range(cpu_count()))
     return [set(cores[i::shares]) or {cores[i % len(cores)]} for i in range(shares)]
 
-_STOPS = (*STOP_SIGNALS, signal.SIGINT)
+_stopped: Any = None   # the event that tells a process of a pool to stop
 
-def _start_worker(shares):   # a queue of sets of cores
+def _start_worker(shares, stopped):   # a queue of sets of cores; an event
     "What a process does first: take its cores, and end when the program that started it is gone."
-    cores = shares.get()
+    global _stopped
+    cores, _stopped = shares.get(), stopped
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, cores)
     os.environ.setdefault('OMP_NUM_THREADS', str(len(cores)))
-    for stop in _STOPS:
-        signal.signal(stop, signal.SIG_IGN)   # without work it ends with the pool
+    _answer_stops(_go_on)   # without work it ends with the pool
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #c51aca3e
+def _answer_stops(handler):
+    "Answer every signal that stops a program in one way."
+    for stop in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(stop, handler)
+
+def _go_on(number: int, frame):
+    "Not SIG_IGN: Python complains of a signal that is ignored when it has come already."
+
+def _stop_once(number: int, frame):
+    _answer_stops(_go_on)
+    raise KeyboardInterrupt
+
 def _stoppable_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Exception | None]:
     "`_one_job`, which a signal ends like Ctrl-C."
-    for stop in _STOPS:
-        signal.signal(stop, signal.default_int_handler)
+    _answer_stops(_stop_once)
     try:
+        if _stopped.is_set():
+            raise KeyboardInterrupt
         return _one_job(work, name, item)
     finally:
-        for stop in _STOPS:
-            signal.signal(stop, signal.SIG_IGN)
+        _answer_stops(_go_on)
+
+_TIME_TO_END = 30.   # seconds
 
 @contextlib.contextmanager
 def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     "A pool whose processes end with this block, whatever ends it."
     context, before = multiprocessing.get_context('spawn'), set(multiprocessing.active_children())
-    shares = context.SimpleQueue()
+    shares, stopped = context.SimpleQueue(), context.Event()
     for cores in _split_cores(count):
         shares.put(cores)
-    with ProcessPoolExecutor(count, context, _start_worker, (shares,)) as pool:
+    with ProcessPoolExecutor(count, context, _start_worker, (shares, stopped)) as pool:
         try:
             yield pool
         except BaseException:
+            stopped.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            for child in set(multiprocessing.active_children()) - before:
+            children = set(multiprocessing.active_children()) - before
+            for child in children:
                 child.terminate()
+            for child in children:
+                child.join(_TIME_TO_END)
+                child.kill()
             raise
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #53f64a4c
@@ -149,7 +169,7 @@ def run_jobs(work: Callable[[Any], Any],   # of an item; a function of a module,
             running = {name: executor.submit(_one_job, work, name, item) for name, item in items.items()}
         return _collect(running)
     count = min(jobs.at_once or 1, len(items))
-    if count == 1:
+    if count <= 1:
         return [work(item) for item in items.values()]
     with _processes(count) as pool:
         return _collect({name: pool.submit(_stoppable_job, work, name, item) for name, item in items.items()})

@@ -77,18 +77,17 @@ def _kept_config(path: Path, extra: dict,   # what was kept with a network
                  backbone: str) -> RunConfig:
     "The classes and the size that a stage wrote into a checkpoint."
     wanted = "a model.pt that a stage wrote", "take that one, or load it by load_checkpoint"
-    missing = sorted({'label_space', 'classes', 'colors', 'size'} - extra.keys())
+    missing = sorted({'label_space', 'classes', 'colors', 'size'} - dict(extra or {}).keys())
     if missing:
         raise InputError(f"{path} does not say {', '.join(missing)}", *wanted)
-    try:
-        height, width = extra['size']
-        known = LABEL_SPACES.get(extra['label_space'])
-        is_known = known is not None and list(known.classes) == extra['classes']
-        classes = {} if is_known else dict(zip(extra['classes'], extra['colors'], strict=True))
-        return RunConfig(label_space=extra['label_space'], classes=classes, height=int(height), width=int(width),
-                         backbone=backbone)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} has broken classes or a broken size: {error}", *wanted) from None
+    space, classes, colors, size = (extra[name] for name in ('label_space', 'classes', 'colors', 'size'))
+    lists = all(isinstance(values, (list, tuple)) for values in (classes, colors, size))
+    if not lists or len(classes) != len(colors) or [type(side) for side in size] != [int, int]:
+        raise InputError(f"{path} has classes={classes}, colors={colors} and size={size}", *wanted)
+    known = LABEL_SPACES.get(str(space))
+    is_known = known is not None and list(known.classes) == list(classes)
+    return RunConfig(label_space=space, classes={} if is_known else dict(zip(classes, colors)), height=size[0],
+                     width=size[1], backbone=backbone)
 
 # %% ../../nbs/pipeline/03_predict.ipynb #6bb5b40d
 def _load_file(path: Path) -> Segmenter:

@@ -366,12 +366,18 @@ def _side_by_side(names: list[str]) -> dict[str, list[str]]:   # name of a job -
 
 def _resume_line(run_dir: Path, others: list[Path], as_json: bool, names: list[str]):
     "Run what is not complete of a line, in a process beside others."
-    _resume(run_dir, names, others, RunLog(as_json))
+    log = RunLog(as_json)
+    with log.errors():
+        _resume(run_dir, names, others, log)
 
 def _resume_with(run_dir: Path, names: list[str], others: list[Path], log: RunLog, jobs: Jobs):
     "The same as `_resume`, with baselines beside the rest where several jobs may run."
     if (jobs.at_once or 1) == 1:
         return _resume(run_dir, names, others, log)
+    processes = load_run(run_dir).processes
+    if processes > 1:
+        raise InputError(f"{jobs.at_once} stages at once, each in {processes} processes", "one of the two",
+                         "leave --jobs out, or set processes=1")
     before, after = ([name for name in names if name in ends] for ends in (('data',), ('evaluation', 'judgement')))
     _resume(run_dir, before, others, log)
     lines = _side_by_side([name for name in names if name not in (*before, *after)])
