@@ -82,10 +82,10 @@ def _kept_config(path: Path, extra: dict,   # what was kept with a network
         raise InputError(f"{path} does not say {', '.join(missing)}", *wanted)
     space, classes, colors, size = (extra[name] for name in ('label_space', 'classes', 'colors', 'size'))
     lists = all(isinstance(values, (list, tuple)) for values in (classes, colors, size))
-    if not lists or len(classes) != len(colors) or [type(side) for side in size] != [int, int]:
-        raise InputError(f"{path} has classes={classes}, colors={colors} and size={size}", *wanted)
     known = LABEL_SPACES.get(str(space))
-    is_known = known is not None and list(known.classes) == list(classes)
+    is_known = known is not None and lists and list(known.classes) == list(classes)   # and with colours of its own
+    if not lists or not is_known and len(classes) != len(colors) or [type(side) for side in size] != [int, int]:
+        raise InputError(f"{path} has size={size}, colors={colors} and classes={classes}", *wanted)
     return RunConfig(label_space=space, classes={} if is_known else dict(zip(classes, colors)), height=size[0],
                      width=size[1], backbone=backbone)
 
