@@ -140,7 +140,7 @@ def _run(args: Namespace):
         args.set.append(f'notebooks={json.dumps(args.notebooks)}')   # quoted: a folder may be called 1
     if args.nproc:
         args.set.append(f'processes={args.nproc}')
-    if args.jobs and args.nnodes:
+    if (args.jobs or 1) > 1 and args.nnodes:
         raise InputError('--jobs on several hosts', 'stages beside each other on one', 'leave --jobs or --nnodes out')
     if not args.dry_run:
         run(args.preset, run_dir, args.set, args.update, _domains(args), args.from_run, args.log_json, args.until,

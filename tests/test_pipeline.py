@@ -450,10 +450,11 @@ def test_baselines_beside_the_method(finished, preset, call, tmp_path):
 
 
 @pytest.mark.parametrize('other', [('--nproc', '2'), ('--nnodes', '2')])
-def test_jobs_are_of_one_process_each(preset, tmp_path, capsys, other):
+def test_jobs_are_of_one_process_each(preset, tmp_path, other):
     namespace = make_parser().parse_args(['run', str(preset), '--run-dir', str(tmp_path/'run'), '--jobs', '2', *other])
     with pytest.raises(InputError, match='leave --jobs'):
         namespace.command(namespace)
+    assert not (tmp_path/'run').exists(), 'it was started'
 
 
 def test_ablation_shares_stages_and_goes_on(preset, tmp_path, capsys):

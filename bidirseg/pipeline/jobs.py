@@ -115,6 +115,7 @@ def _stoppable_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Ex
     finally:
         _answer_stops(_go_on)
 
+# %% ../../nbs/pipeline/13_jobs.ipynb #e9035461
 _TIME_TO_END = 30.   # seconds
 
 @contextlib.contextmanager

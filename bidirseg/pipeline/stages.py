@@ -364,6 +364,7 @@ def _side_by_side(names: list[str]) -> dict[str, list[str]]:   # name of a job -
         lines.setdefault(name if name in warmup.BASELINES else 'method', []).append(name)
     return lines
 
+# %% ../../nbs/pipeline/01_stages.ipynb #b1fbbddf
 def _resume_line(run_dir: Path, others: list[Path], as_json: bool, names: list[str]):
     "Run what is not complete of a line, in a process beside others."
     log = RunLog(as_json)
@@ -374,10 +375,6 @@ def _resume_with(run_dir: Path, names: list[str], others: list[Path], log: RunLo
     "The same as `_resume`, with baselines beside the rest where several jobs may run."
     if (jobs.at_once or 1) == 1:
         return _resume(run_dir, names, others, log)
-    processes = load_run(run_dir).processes
-    if processes > 1:
-        raise InputError(f"{jobs.at_once} stages at once, each in {processes} processes", "one of the two",
-                         "leave --jobs out, or set processes=1")
     before, after = ([name for name in names if name in ends] for ends in (('data',), ('evaluation', 'judgement')))
     _resume(run_dir, before, others, log)
     lines = _side_by_side([name for name in names if name not in (*before, *after)])
@@ -419,6 +416,12 @@ def _other_runs(from_run: str | Path | None) -> list[Path]:
     load_run(from_run)
     return [Path(from_run)]
 
+def _check_jobs(config: RunConfig, jobs: Jobs):
+    "Raise `InputError` for stages beside each other that take several processes each."
+    if (jobs.at_once or 1) > 1 and config.processes > 1:
+        raise InputError(f"{jobs.at_once} stages at once, each in {config.processes} processes", "one of the two",
+                         "leave --jobs out, or set processes=1")
+
 # %% ../../nbs/pipeline/01_stages.ipynb #e8c6b3d3
 def run(preset: str | None,          # a preset's name or a TOML file; None: go on with the directory's own settings
         run_dir: str | Path,
@@ -437,6 +440,7 @@ def run(preset: str | None,          # a preset's name or a TOML file; None: go 
         asked = [*changes, *as_changes(settings)]
         config = load_run(run_dir) if preset is None else configure(preset, asked, domains)
         check_config(config)
+        _check_jobs(config, jobs)
         line = run_line(run_dir) if preset is None else _run_line(preset, run_dir, asked, domains)
         names, others = _stages_until(config, until), _other_runs(from_run)
         with run_lock(run_dir):
