@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .core import InputError, check_name, check_range
 from .data import augment, save_map
-from .models import BN_MODES, multi_scale, set_exposure_gain, upsample
+from .models import BN_MODES, multi_scale, set_exposure_gain, update_bn, upsample
 from .runs import RunConfig, Stage, load_run, open_stage, stage_names
 from .self_training import forward_labelled, source_samples, target_samples
 from .training import (TrainSettings, class_weights, distillation_loss, init_model, labelled_loss,
@@ -55,6 +55,7 @@ class DistillationSettings(TrainSettings):
     student_weights: 'str | None' = None   # of a fresh student's backbone: a name or a file; none: the run's
     label_scales: list = (0.75, 1.0, 1.5)   # heights, over the training height, that the teacher labels at
     bn_mode: str = 'target'         # images that move the batch-norm statistics: target, both (published), fixed, joint
+    adapt_bn: bool = False          # hand the model on with batch-norm statistics of whole target images
 
     def __post_init__(self):
         super().__post_init__()
@@ -132,5 +133,7 @@ def run(run_dir: str | Path, name: str = 'distillation_1', **changes) -> Path:  
         class_weight = class_weights(source, len(stage.label_space), settings.class_balance, stage.device)
         history = train_stage(stage, student, [source, target, *labelled_target(stage, gain)],
                               DistillationLoss(student, teacher, settings, class_weight), shown=[source, target])
+        if settings.adapt_bn:
+            update_bn(student, images)
         save_outputs(stage, student, [source, target], history)
     return stage.dir

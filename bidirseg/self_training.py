@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import InputError, check_name, check_range
 from .data import Samples, TwoViews, augment, classmix, read_maps
 from .mixture import ClassPrototypes
-from .models import BN_MODES, forward_domains, upsample
+from .models import BN_MODES, forward_domains, update_bn, upsample
 from .reweighting import load_weights
 from .runs import Stage, open_stage, stage_settings
 from .training import (CRITERIA, CheckpointTracker, TrainSettings, class_weights, consistency_loss,
@@ -53,6 +53,7 @@ class SelfTrainingSettings(TrainSettings):
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
     class_mix: bool = False         # learn pseudo labels on images with source classes pasted into them
     bn_mode: str = 'target'         # images that move the batch-norm statistics: target, both (published), fixed, joint
+    adapt_bn: bool = False          # hand the model on with batch-norm statistics of whole target images
     output_model: str = 'student'   # what later stages get: the student (published), or ema, the teacher
     model_selection: str = 'last'   # the checkpoint they get: the last, or the best by likelihood, entropy or agreement
 
@@ -174,5 +175,7 @@ def run(run_dir: str | Path, name: str = 'self_training', **changes) -> Path:  #
                               after_step=lambda step: update_ema(teacher, student, settings.ema_decay, step),
                               at_checkpoint=tracker.add if tracker else None)
         _take_output(settings, student, teacher, tracker)
+        if settings.adapt_bn:
+            update_bn(student, stage.samples('target', exposure_gain=student.exposure_gain))
         save_outputs(stage, student, [source, target], history)
     return stage.dir

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bidirseg import load
+from bidirseg import distillation, load, self_training
 from bidirseg.cli import main, make_parser
 from bidirseg.core import InputError, load_json, load_torch
+from bidirseg.models import update_bn
 from bidirseg.pipeline.predict import evaluate_run
 from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, load_preset, load_run, open_images, stage_dir, stage_names, start_run
@@ -116,6 +117,20 @@ def test_a_stage_from_the_shell_goes_into_a_run_of_its_own(finished, call, root,
         shares = load_json(stage_dir(folder, 'pseudo_labels')/'labels.json')
         kept.append(sum(c['share'] * c['kept'] for c in shares.values()))
     assert kept == pytest.approx([0.5, 0.2], abs=0.02)
+
+
+@pytest.mark.parametrize('module, name', [(distillation, 'distillation_1'), (self_training, 'self_training')])
+def test_a_network_is_handed_on_with_statistics_of_the_target(finished, tmp_path, module, name):
+    "The weights are those of training; the batch-norm statistics are those of whole target images."
+    run_dir = tmp_path/'run'
+    shutil.copytree(finished, run_dir)
+    stage = Stage(run_dir, name, stage_spec(name).settings)
+    model = stage.load_model(name).to(memory_format=torch.channels_last)   # as the stage has it, for dropout's draws
+    update_bn(model, stage.samples('target', exposure_gain=model.exposure_gain))
+    moved = [key for key, value in weights(run_dir)[name].items() if not torch.allclose(value, model.state_dict()[key])]
+    assert {key.rsplit('.')[-1] for key in moved} == {'running_mean', 'running_var', 'num_batches_tracked'}
+    module.run(run_dir, name, adapt_bn=True)
+    assert_same({name: model.state_dict()}, {name: weights(run_dir)[name]})
 
 
 ON_DEVICE = {'convolution', 'convolution_backward', 'native_batch_norm', 'upsample_bilinear2d', 'searchsorted', 'mm'}

@@ -81,8 +81,8 @@ _PART_VARIANTS = {   # name -> changes
 # %% ../../nbs/studies/01_ablation.ipynb #af882938
 _PUBLISHED_TRAINING = dict(
     self_training=dict(source_weights=True, alpha=.1, beta=1., consistency=30., class_mix=False, bn_mode='both',
-                       output_model='student'),
-    distillation=dict(source_weights=True, alpha=.1, beta=1., distillation=1., bn_mode='both'))
+                       adapt_bn=False, output_model='student'),
+    distillation=dict(source_weights=True, alpha=.1, beta=1., distillation=1., bn_mode='both', adapt_bn=False))
 _PUBLISHED_LABELS = dict(PAPER['pseudo_labels'], threshold=None, keep=.5)   # 100 belongs to another network
 
 VARIANTS = {   # name -> the last stage, changes
