@@ -20,6 +20,7 @@ from bidirseg.data import ImageSet, audit
 from bidirseg.evaluation import ScoredImages
 from bidirseg.mixture import ClassPrototypes, GaussianMixture
 from bidirseg.mixture.em import sample_rows
+from bidirseg.pipeline import suggest
 from bidirseg.pipeline.check import check
 from bidirseg.pipeline.predict import evaluate_run
 from bidirseg.pipeline.stages import configure, stage_spec
@@ -236,6 +237,23 @@ def test_a_killed_check_goes_on(preset, tmp_path, monkeypatch):
     assert len(looked) == 3 + 4
     written = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (whole, out)]
     assert written[0] == written[1]
+
+
+def suggest_and_die(run_dir: Path):
+    torch.set_num_threads(1)
+    suggest.log_likelihood = kill_at(suggest.log_likelihood, 4)
+    suggest.suggest(run_dir, 3)
+
+
+def test_a_killed_suggest_goes_on(alone, monkeypatch):
+    "To the same suggestions, and nothing is left of its lines."
+    whole, folder = suggest.suggest(alone, 3), stage_dir(alone, 'prototypes')
+    killed(suggest_and_die, alone)
+    assert count_lines(folder, '.suggest_*.jsonl') == [3]
+    looked, look = [], suggest.log_likelihood
+    monkeypatch.setattr(suggest, 'log_likelihood', lambda *given: looked.append(given) or look(*given))
+    assert suggest.suggest(alone, 3) == whole
+    assert len(looked) == 3 and not list(folder.glob('.suggest_*'))
 
 
 def threads_of_process(batch: dict) -> list[int]:

@@ -8,22 +8,23 @@ __all__ = ['log_likelihood', 'pick_images', 'unlabelled_positions', 'Suggestion'
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #84fd4961
 import csv
+import os
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Iterator, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import InputError, atomic_path, check_blas_memory, fingerprint, progress
-from ..data import ImageSet, Samples, read_batches
+from ..core import InputError, atomic_path, check_blas_memory, fingerprint, versions, work_key
+from ..data import ImageSet, Samples, read_batches, resumed
 from ..data.images import file_fingerprint
 from ..models import predict_features
 from .report import readable_run
 from ..plots import image_grid
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, make_labeler
-from ..runs import Stage
+from ..runs import Stage, stage_dir
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #c9bbdf3b
 def log_likelihood(labeler: PseudoLabeler,
@@ -74,6 +75,22 @@ def _name(images: ImageSet, i: int) -> str:
     "The path of an image, or its key where it is no file."
     return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
 
+# %% ../../nbs/pipeline/08_suggest.ipynb #395e7a37
+def _kept_lines(stage: Stage, images: ImageSet, positions: list[int]) -> Path | None:   # None: nobody may write there
+    "Where lies what a killed look at images has found."
+    folder, judged_by = stage_dir(stage.run_dir, 'prototypes'), stage.load_json('prototypes/stage.json')
+    if not os.access(folder, os.W_OK):
+        return None
+    return folder/f'.suggest_{work_key(versions(), judged_by, images.fingerprint(), positions)}.jsonl'
+
+def _look(stage: Stage, labeler: PseudoLabeler, target: Samples,
+          positions: list[int],         # that are looked at
+          ) -> Iterator[list]:          # mean log likelihood and mean features of each
+    "How strange images are, and what they are like."
+    for batch in read_batches(target, positions, device=stage.device):
+        log_p, mean = log_likelihood(labeler, batch['image'])
+        yield [log_p.mean().item(), mean.tolist()]
+
 # %% ../../nbs/pipeline/08_suggest.ipynb #5c25605d
 def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> list[Suggestion]:
     "Look at all target images without labels, and pick."
@@ -81,10 +98,13 @@ def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> 
     if not positions:
         raise InputError("a target whose images are all labelled", "images without labels",
                          "add target images: there is nothing to suggest")
-    for batch in progress(read_batches(target, positions, device=stage.device), 'target images', len(positions)):
-        log_p, mean = log_likelihood(labeler, batch['image'])
-        scores.append(log_p.mean().item())
-        means.append(mean.cpu().numpy())
+    kept = _kept_lines(stage, target.images, positions)
+    for score, mean in resumed(kept, 'target images', len(positions),
+                               lambda done: _look(stage, labeler, target, positions[done:])):
+        scores.append(score)
+        means.append(np.float32(mean))
+    if kept:
+        kept.unlink(missing_ok=True)   # another process may have looked at the same
     picks = pick_images(np.array(scores), np.stack(means), count, stage.config.seed)
     return [Suggestion(positions[k], _name(target.images, positions[k]), scores[k]) for k in picks]
 
