@@ -447,6 +447,8 @@ def _add_studies(commands):
                     'train the warm-up under several seeds and compare ways to label the target')
     _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
                     'self-train under several seeds and compare ways to choose a checkpoint')
+    _add_over_seeds(commands, 'rules', _study_rules,
+                    'estimate how much of the gap is another rule for labels')
 
 # %% ../nbs/10_command_line.ipynb #bd3f9a45
 def _ablate(args: Namespace):
@@ -463,6 +465,11 @@ def _study_checkpoints(args: Namespace):
     "Compare checkpoints."
     from bidirseg.studies.model_selection import study_checkpoints
     study_checkpoints(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
+
+def _study_rules(args: Namespace):
+    "Learn both rules for labels."
+    from bidirseg.studies.label_rules import study_rules
+    study_rules(args.preset, args.seeds, args.out, args.set, args.update, _jobs(args))
 
 # %% ../nbs/10_command_line.ipynb #bdc0fa4d
 _BENCHES = ('busy', 'check', 'modes', 'networks', 'passes', 'predict', 'prototypes', 'scale', 'training', 'whole')
@@ -530,6 +537,7 @@ EXAMPLES = {   # command -> what may follow it
     'ablate': 'demo --seeds 0 1 2 --variants full warmup --out runs/ablation',
     'labels': 'camvid-dusk --seeds 0 1 2 --out runs/labels --set data_root=data',
     'checkpoints': 'camvid-dusk --seeds 0 1 2 --out runs/checkpoints --set data_root=data',
+    'rules': 'camvid-idd --seeds 0 --out runs/rules --set data_root=data',
     'bench': 'training --json',
     'notebooks': 'mine',
     'completion': 'bash'}
