@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['fit_to_size', 'Samples', 'Batches', 'default_workers', 'train_loader', 'reading_workers', 'read_batches', 'ahead',
-           'resumed', 'mean_brightness', 'measure_styles', 'read_maps', 'save_map']
+           'resumed', 'kept_lines', 'mean_brightness', 'measure_styles', 'read_maps', 'save_map']
 
 # %% ../../nbs/data/07_loading.ipynb #cae43e09
 from collections import deque
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Callable, Iterable, Iterator, Sequence
+import contextlib
+import os
 import threading
 import time
 
@@ -26,7 +28,7 @@ import torch
 from .._compat import tv_tensors
 from ..core import (
     InputError, atomic_path, check_room, cpu_count, good_lines, is_accelerator, progress, sealed, seed_of, seeded,
-    spaced_indices, start_worker, stream)
+    spaced_indices, start_worker, stream, versions, work_key)
 from .images import ImageSet, LabeledImageSet, open_ids
 from .transforms import STYLES
 
@@ -255,7 +257,7 @@ def ahead(function: Callable, items: Iterable,
             failed.set()   # or nobody asks any more
 
 # %% ../../nbs/data/07_loading.ipynb #718da748
-def resumed(path: Path | None,   # of the lines, removed by whoever asks; None: nothing is kept
+def resumed(path: Path | None,   # of the lines, removed by whoever asks, as `kept_lines` does; None: nothing is kept
             what: str,           # stands before the bar
             total: int,          # images
             find: Callable,      # how many are done -> what is found about each of the others, in order
@@ -275,6 +277,18 @@ def resumed(path: Path | None,   # of the lines, removed by whoever asks; None: 
             file.write(sealed(number, found))
             file.flush()
             yield found
+
+# %% ../../nbs/data/07_loading.ipynb #4b02f645
+@contextlib.contextmanager
+def kept_lines(folder: Path,
+               name: str,   # of the pass
+               *work,       # what its lines depend on; plain values
+               ) -> Iterator[Path | None]:   # for `resumed`; None: nobody may write there
+    "The scope of a pass whose lines lie in a folder until it is through."
+    path = folder/f'.{name}_{work_key(versions(), *work)}.jsonl' if os.access(folder, os.W_OK) else None
+    yield path
+    if path:
+        path.unlink(missing_ok=True)   # another process may have found the same
 
 # %% ../../nbs/data/07_loading.ipynb #ee88730a
 def mean_brightness(samples: Samples,

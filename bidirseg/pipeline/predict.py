@@ -6,7 +6,6 @@
 __all__ = ['Segmenter', 'load', 'evaluate_run', 'PredictOptions', 'open_photo', 'UnreadableImages', 'predict_files']
 
 # %% ../../nbs/pipeline/03_predict.ipynb #118cd00c
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -21,10 +20,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import evaluation
-from bidirseg.core import (
-    InputError, check_name, cpu_count, fingerprint, pick_device, progress, remove_half_written, synced_at_end, versions,
-    work_key)
-from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, open_domain, open_rgb
+from ..core import (
+    InputError, check_name, cpu_count, fingerprint, pick_device, progress, remove_half_written, synced_at_end)
+from ..data import LABEL_SPACES, MAX_PIXELS, LabelSpace, ahead, image_files, kept_lines, open_domain, open_rgb
 from ..data.images import no_pillow_limit, opened
 from ..judgement import read_judgement
 from ..models import (
@@ -132,16 +130,6 @@ def load(path: str | Path,           # a run directory, or a checkpoint file, ou
     model = load_checkpoint(file, pick_device(config.device))[0]
     return Segmenter(model, label_space(config), config.size, stage, config, fingerprint(file))
 
-# %% ../../nbs/pipeline/03_predict.ipynb #3d8c1a49
-def _kept_lines(path: Path, stage: str,   # as `load` takes them
-                *work,                    # what else the counts depend on
-                ) -> Path | None:         # None: nobody may write there
-    "Where lies what a killed evaluation of a model has counted."
-    file = path if path.is_file() else stage_dir(path, stage)/'model.pt'
-    if not os.access(file.parent, os.W_OK):
-        return None
-    return file.with_name(f'.scores_{work_key(versions(), fingerprint(file), *work)}.jsonl')
-
 # %% ../../nbs/pipeline/03_predict.ipynb #26a7c353
 def evaluate_run(path: str | Path,
                  stage: str | None = None,
@@ -156,10 +144,9 @@ def evaluate_run(path: str | Path,
         raise InputError(f"{path} names no labelled images", "a data set to score on",
                          "add --dataset and --root, or --dataset FILE.toml")
     work = spec or config.evaluation, images.fingerprint(), space.classes, size or segmenter.size
-    kept = _kept_lines(Path(path), segmenter.name, *work)
-    cm = evaluation.evaluate(segmenter.model, images, size or segmenter.size, len(space), kept)
-    if kept:
-        kept.unlink(missing_ok=True)   # another process may have counted the same
+    folder = Path(path).parent if Path(path).is_file() else stage_dir(path, segmenter.name)
+    with kept_lines(folder, 'scores', segmenter.weights, *work) as kept:
+        cm = evaluation.evaluate(segmenter.model, images, size or segmenter.size, len(space), kept)
     about = dict(run_dir=str(path), stage=segmenter.name, dataset=images.name, backbone=config.backbone,
                  source=config.source.get('dataset'))
     return {**about, **evaluation.scores(cm, space, len(images))}

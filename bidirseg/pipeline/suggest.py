@@ -8,7 +8,6 @@ __all__ = ['log_likelihood', 'pick_images', 'unlabelled_positions', 'Suggestion'
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #84fd4961
 import csv
-import os
 import shutil
 from pathlib import Path
 from typing import Iterator, NamedTuple
@@ -17,8 +16,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..core import InputError, atomic_path, check_blas_memory, fingerprint, versions, work_key
-from ..data import ImageSet, Samples, read_batches, resumed
+from ..core import InputError, atomic_path, check_blas_memory, fingerprint
+from ..data import ImageSet, Samples, kept_lines, read_batches, resumed
 from ..data.images import file_fingerprint
 from ..models import predict_features
 from .report import readable_run
@@ -76,13 +75,6 @@ def _name(images: ImageSet, i: int) -> str:
     return str(images.items[i]) if isinstance(images.items[i], Path) else images.keys[i]
 
 # %% ../../nbs/pipeline/08_suggest.ipynb #395e7a37
-def _kept_lines(stage: Stage, images: ImageSet, positions: list[int]) -> Path | None:   # None: nobody may write there
-    "Where lies what a killed look at images has found."
-    folder, judged_by = stage_dir(stage.run_dir, 'prototypes'), stage.load_json('prototypes/stage.json')
-    if not os.access(folder, os.W_OK):
-        return None
-    return folder/f'.suggest_{work_key(versions(), judged_by, images.fingerprint(), positions)}.jsonl'
-
 def _look(stage: Stage, labeler: PseudoLabeler, target: Samples,
           positions: list[int],         # that are looked at
           ) -> Iterator[list]:          # mean log likelihood and mean features of each
@@ -98,13 +90,12 @@ def _rank(stage: Stage, labeler: PseudoLabeler, target: Samples, count: int) -> 
     if not positions:
         raise InputError("a target whose images are all labelled", "images without labels",
                          "add target images: there is nothing to suggest")
-    kept = _kept_lines(stage, target.images, positions)
-    for score, mean in resumed(kept, 'target images', len(positions),
-                               lambda done: _look(stage, labeler, target, positions[done:])):
-        scores.append(score)
-        means.append(np.float32(mean))
-    if kept:
-        kept.unlink(missing_ok=True)   # another process may have looked at the same
+    judged_by = stage.load_json('prototypes/stage.json'), target.images.fingerprint()
+    with kept_lines(stage_dir(stage.run_dir, 'prototypes'), 'suggest', *judged_by, positions) as kept:
+        for score, mean in resumed(kept, 'target images', len(positions),
+                                   lambda done: _look(stage, labeler, target, positions[done:])):
+            scores.append(score)
+            means.append(np.float32(mean))
     picks = pick_images(np.array(scores), np.stack(means), count, stage.config.seed)
     return [Suggestion(positions[k], _name(target.images, positions[k]), scores[k]) for k in picks]
 
