@@ -22,9 +22,9 @@ from ..evaluation import before_after_rows, evaluate, scores, show_before_after
 from ..models import forward_domains, load_checkpoint, save_checkpoint
 from ..pipeline.jobs import Jobs, run_seeds
 from ..plots import save_figure
-from ..runs import (RunConfig, Stage, full_paths, label_space, load_preset, mean_spread, open_images,
-                           open_stage, run_lock, stage_settings, start_run, write_rows)
-from .ablation import by_variant, class_table
+from ..runs import (RunConfig, Stage, label_space, mean_spread, open_images, open_stage, run_lock,
+                           stage_settings, start_run, write_rows)
+from .ablation import by_variant, class_table, scored_config
 from ..training import Trainer, class_weights, init_model, labelled_loss, make_loaders, total_loss
 from ..warmup import WarmupSettings, source_transform
 
@@ -110,7 +110,7 @@ def rules_table(rows: list[dict]) -> tuple[list, list[list]]:   # head and rows
 # %% ../../nbs/studies/07_label_rules.ipynb #c99f377f
 def _study_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int) -> list[dict]:   # rows
     "One seed of `study_rules`."
-    config = full_paths(load_preset(preset, [*sets, 'oracle=true', f'seed={seed}']))
+    config = scored_config(preset, [*sets, 'oracle=true', f'seed={seed}'])
     run_dir = out/f'seed{seed}'/'two_rules'
     with run_lock(run_dir):
         start_run(run_dir, config, update)

@@ -83,7 +83,7 @@ DEVIATIONS = [   # published code, here, reason
     ('the target as dark as it is', 'optionally brightened by one number to the mean of the source '
      '(`warmup.brightness_match`)', 'dusk is dark'),
     ('pseudo labels on target images', 'optionally on target images with source classes pasted in '
-     '(`self_training.class_mix`)', 'objects of one domain in places of the other; only `camvid-idd` and `own` do so'),
+     '(`self_training.class_mix`)', 'objects of one domain in places of the other; no preset does so'),
     ('later stages get the student', 'optionally the average of its weights (`self_training.output_model`)',
      'a few hundred steps throw a student about'),
     ('two rounds of distillation', 'none in the small presets (`rounds`)',
