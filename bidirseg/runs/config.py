@@ -351,7 +351,7 @@ def given_parameters(cls: type, namespace: dict) -> dict:   # name -> value, Non
 def presets_table(cls: type,          # the stage's settings dataclass
                   stage: str,
                   names: list[str],   # of settings
-                  presets: tuple = ('demo', 'camvid-dusk', 'camvid-idd', 'own', 'gta5-cityscapes'),
+                  presets: tuple = ('demo', 'camvid-dusk', 'own', 'streets-cityscapes', 'gta5-cityscapes'),
                   ) -> tuple[list, list[list]]:   # head and rows of text
     "What presets set, beside the defaults."
     columns = [cls(), *(stage_settings(cls, load_preset(preset), stage) for preset in presets)]
