@@ -448,7 +448,7 @@ def _add_studies(commands):
     _add_over_seeds(commands, 'checkpoints', _study_checkpoints,
                     'self-train under several seeds and compare ways to choose a checkpoint')
     _add_over_seeds(commands, 'rules', _study_rules,
-                    'estimate how much of the gap is another rule for labels')
+                    'estimate how much of the gap is due to another rule for labels')
 
 # %% ../nbs/10_command_line.ipynb #bd3f9a45
 def _ablate(args: Namespace):

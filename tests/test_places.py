@@ -53,7 +53,8 @@ def described(folder: Path, pixels: int) -> dict[str, str]:
 
 TINY = ['backbone=resnet10', 'weights=none', 'feature_dim=8', 'device=cpu', 'height=16', 'width=16',
         'training.batch_size=2', 'warmup.warmup_steps=0', 'warmup.steps=3',
-        'self_training.steps=2', 'self_training.batch_size=1', 'self_training.warmup_steps=0',
+        'self_training.steps=2', 'self_training.batch_size=1', 'self_training.bn_mode=joint',
+        'self_training.warmup_steps=0',
         'prototypes.n_components=2', 'reweighting.n_centroids=4']
 
 
