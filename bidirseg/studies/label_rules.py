@@ -38,7 +38,7 @@ def double_classifier(model: nn.Module   # changed in place
     return model
 
 def split_classifier(model: nn.Module             # from `double_classifier`
-                 ) -> dict[str, nn.Module]:   # name in RULES -> network
+                     ) -> dict[str, nn.Module]:   # name in RULES -> network
     "The network with either half of its classifier."
     halves = zip(model.classifier.weight.detach().chunk(2), model.classifier.bias.detach().chunk(2))
     networks = {name: deepcopy(model) for name in RULES}
