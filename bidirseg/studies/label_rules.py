@@ -76,6 +76,7 @@ class TwoRulesSettings(WarmupSettings):
         "Both domains, the target also with its labels, and the images that are scored."
         return ['source', 'target', 'oracle', 'evaluation']
 
+# %% ../../nbs/studies/07_label_rules.ipynb #a1004c27
 def train_two_rules(run_dir: str | Path) -> Path:   # the stage's folder
     "Train on the labels of both domains; writes the scores of either rule and a picture of both."
     with open_stage(run_dir, 'oracle', TwoRulesSettings) as stage:
