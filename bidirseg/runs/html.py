@@ -41,8 +41,9 @@ def markdown(head: list, rows: list[list]) -> str:
     return '\n'.join(line(cells) for cells in [head, ['---'] * len(head), *rows])
 
 # %% ../../nbs/runs/03_html.ipynb #0b55d3e1
-def write_rows(out: Path, name: str, rows: list[dict], title: str, *tables: tuple[list, list[list]]):
+def write_rows(out: str | Path, name: str, rows: list[dict], title: str, *tables: tuple[list, list[list]]):
     "Write rows as `NAME.json` and tables as `NAME.md`, and print the tables."
+    out = Path(out)
     save_json(out/f'{name}.json', rows)
     text = '\n\n'.join(markdown(*table) for table in tables)
     with atomic_path(out/f'{name}.md') as tmp:

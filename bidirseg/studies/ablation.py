@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'scored_config', 'run_variant', 'by_variant', 'gap_over_seeds', 'ablation_table', 'class_table',
-           'show_ablation', 'ablate', 'demo_results']
+           'show_ablation', 'rows_of_seeds', 'ablate', 'demo_results']
 
 # %% ../../nbs/studies/01_ablation.ipynb #716da1b6
 import json
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from typing import Callable
 
 import numpy as np
 
@@ -262,8 +263,8 @@ def show_ablation(rows: list[dict], title: str):
     return fig
 
 # %% ../../nbs/studies/01_ablation.ipynb #d0a367a7
-def _ablate_seed(preset: str, variants: list[str], out: Path, sets: list[str], update: bool,
-                 seed: int) -> list[dict]:   # rows
+def _ablate_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int,
+                 variants: list[str]) -> list[dict]:   # rows
     "The variants under one seed, which share stages; writes `results.json` into its folder after each."
     rows = []
     for variant in variants:
@@ -273,21 +274,28 @@ def _ablate_seed(preset: str, variants: list[str], out: Path, sets: list[str], u
         save_json(out/f'seed{seed}'/'results.json', rows)
     return rows
 
+# %% ../../nbs/studies/01_ablation.ipynb #7be1d0a1
+def rows_of_seeds(of_seed: Callable,   # (preset, out, sets, update, seed) -> rows
+                  preset: str, seeds: list[int], out: str | Path, sets: list[str], update: bool,
+                  jobs: Jobs,      # how many seeds at once, and where
+                  ) -> list[dict]:   # rows, in the order of the seeds
+    "What a study finds under several seeds."
+    found = run_seeds(partial(of_seed, preset, Path(out), list(sets), update), seeds, out, jobs)
+    return list(chain(*found))
+
 # %% ../../nbs/studies/01_ablation.ipynb #3e60bf98
 def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], sets: list[str] = (),
            update: bool = False,
            jobs: Jobs = Jobs(),   # how many seeds at once, and where
            ) -> list[dict]:       # rows
     "Run variants under several seeds; writes `results.json`, the table and the figure of all."
-    out = Path(out)
     for variant in variants:
         check_name(variant, VARIANTS, 'variant')
-    of_seeds = run_seeds(partial(_ablate_seed, preset, variants, out, list(sets), update), seeds, out, jobs)
-    rows = list(chain(*of_seeds))
+    rows = rows_of_seeds(partial(_ablate_seed, variants=variants), preset, seeds, out, sets, update, jobs)
     commits = ' and '.join(dict.fromkeys(row['commit'] for row in rows))
     title = f"{preset}, {len(seeds)} seeds ({rows[-1]['device']} of {rows[-1]['machine']}, commit {commits})"
     write_rows(out, 'results', rows, title, ablation_table(rows), class_table(rows))
-    save_figure(show_ablation(rows, f'{preset}, {len(seeds)} seeds'), out/'figure.png')
+    save_figure(show_ablation(rows, f'{preset}, {len(seeds)} seeds'), Path(out)/'figure.png')
     return rows
 
 # %% ../../nbs/studies/01_ablation.ipynb #5cbd717a

@@ -7,8 +7,7 @@ __all__ = ['METHODS', 'label_scores', 'compare_labels', 'label_table', 'show_lab
 
 # %% ../../nbs/studies/02_label_quality.ipynb #8f50e691
 from dataclasses import asdict, fields, replace
-from functools import cache, partial
-from itertools import chain
+from functools import cache
 from operator import itemgetter
 from pathlib import Path
 from typing import Callable
@@ -22,12 +21,12 @@ from ..core import commit, load_json, save_json, spaced_indices
 from ..data import IGNORE, Samples
 from ..evaluation import confusion_matrix, iou_per_class, mean_iou
 from ..models import with_features
-from ..pipeline.jobs import Jobs, run_seeds
+from ..pipeline.jobs import Jobs
 from ..prototypes import (
     PrototypesSettings, collect, fit_projection, fit_prototypes, frozen_maps, gather_features, network_temperature)
 from ..pseudo_labels import PseudoLabeler, PseudoLabelSettings, fit_score_quantiles
 from ..runs import Stage, load_run, mean_spread, open_images, stage_dir, stage_settings, write_rows
-from .ablation import run_variant
+from .ablation import rows_of_seeds, run_variant
 from .published import PAPER
 
 # %% ../../nbs/studies/02_label_quality.ipynb #bed9967d
@@ -208,7 +207,6 @@ def study_labels(preset: str, seeds: list[int], out: str | Path, sets: list[str]
                  jobs: Jobs = Jobs(),   # how many seeds at once, and where
                  ) -> list[dict]:       # rows
     "Compare ways to label the target under several seeds; writes `labels.json` and `labels.md`."
-    out = Path(out)
-    rows = list(chain(*run_seeds(partial(_study_seed, preset, out, list(sets), update), seeds, out, jobs)))
+    rows = rows_of_seeds(_study_seed, preset, seeds, out, sets, update, jobs)
     write_rows(out, 'labels', rows, preset, label_table(rows))
     return rows

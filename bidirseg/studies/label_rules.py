@@ -9,8 +9,6 @@ __all__ = ['RULES', 'double_classifier', 'split_classifier', 'TwoRulesLoss', 'Tw
 # %% ../../nbs/studies/07_label_rules.ipynb #fcfe5e58
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import torch
@@ -20,10 +18,10 @@ from ..core import load_json, save_json, spaced_indices
 from ..data import augment
 from ..evaluation import before_after_rows, evaluate, scores, show_before_after
 from ..models import forward_domains
-from ..pipeline.jobs import Jobs, run_seeds
+from ..pipeline.jobs import Jobs
 from ..plots import save_figure
 from ..runs import RunConfig, Stage, mean_spread, open_stage, run_lock, stage_settings, start_run, write_rows
-from .ablation import by_variant, class_table, scored_config
+from .ablation import by_variant, class_table, rows_of_seeds, scored_config
 from ..training import Trainer, class_weights, init_model, labelled_loss, make_loaders, total_loss
 from ..warmup import WarmupSettings, source_transform
 
@@ -128,7 +126,6 @@ def study_rules(preset: str, seeds: list[int], out: str | Path, sets: list[str] 
                 jobs: Jobs = Jobs(),   # how many seeds at once, and where
                 ) -> list[dict]:       # rows
     "Score networks that learnt both rules, under several seeds; writes `rules.json` and `rules.md`."
-    out = Path(out)
-    rows = list(chain(*run_seeds(partial(_study_seed, preset, out, list(sets), update), seeds, out, jobs)))
+    rows = rows_of_seeds(_study_seed, preset, seeds, out, sets, update, jobs)
     write_rows(out, 'rules', rows, preset, rules_table(rows))
     return rows

@@ -6,8 +6,6 @@
 __all__ = ['checkpoint_table', 'study_checkpoints']
 
 # %% ../../nbs/studies/03_model_selection.ipynb #44181b6d
-from functools import partial
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 
@@ -16,11 +14,11 @@ from fastcore.basics import groupby
 from ..core import commit, load_json, pick_device
 from ..evaluation import evaluate, scores
 from ..models import load_checkpoint
-from ..pipeline.jobs import Jobs, run_seeds
+from ..pipeline.jobs import Jobs
 from ..runs import (label_space, load_preset, load_run, mean_spread, open_images, stage_dir, stage_settings,
                            write_rows)
 from ..self_training import SelfTrainingSettings
-from .ablation import run_variant
+from .ablation import rows_of_seeds, run_variant
 from ..training import CRITERIA
 
 # %% ../../nbs/studies/03_model_selection.ipynb #2168d6bf
@@ -68,10 +66,9 @@ def study_checkpoints(preset: str, seeds: list[int], out: str | Path, sets: list
                       jobs: Jobs = Jobs(),   # how many seeds at once, and where
                       ) -> list[dict]:       # rows
     "Score checkpoints of self-training under several seeds; writes `checkpoints.json` and `checkpoints.md`."
-    out = Path(out)
     steps = stage_settings(SelfTrainingSettings, load_preset(preset, sets), 'self_training').steps
     own = dict(model_selection='entropy', output_model='student', checkpoint_every=max(1, steps // 10))
     sets = [*sets, *(f'self_training.{name}={value}' for name, value in own.items())]
-    rows = list(chain(*run_seeds(partial(_study_seed, preset, out, sets, update), seeds, out, jobs)))
+    rows = rows_of_seeds(_study_seed, preset, seeds, out, sets, update, jobs)
     write_rows(out, 'checkpoints', rows, preset, checkpoint_table(rows))
     return rows
