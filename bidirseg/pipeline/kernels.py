@@ -25,7 +25,7 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
 from jupyter_core.utils import ensure_event_loop, run_sync
 
-from ..core import STOP_SIGNALS, die_with_parent, exit_with_parent
+from ..core import STOP_SIGNALS, die_with_parent, exit_with_parent, helpers_start
 from ..training.loop import end_soon
 
 # %% ../../nbs/pipeline/09_kernels.ipynb #84ff7656
@@ -60,12 +60,9 @@ class _Copy:
         copies = multiprocessing.get_context('forkserver')
         copies.set_forkserver_preload(_IMPORTED)   # heeded when the server starts, with the first copy
         self.process = copies.Process(target=_be_kernel, args=(arguments, environment, folder), daemon=True)
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)   # the server inherits that
-        try:
-            with patch.dict(sys.modules, __main__=ModuleType('__main__')), patch.dict(os.environ, PYTHONSAFEPATH='1'):
-                self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        no_program = patch.dict(sys.modules, __main__=ModuleType('__main__'))
+        with helpers_start(), no_program, patch.dict(os.environ, PYTHONSAFEPATH='1'):
+            self.process.start()
         self.pid = self.process.pid
 
     def poll(self) -> int | None:

@@ -13,19 +13,20 @@ from typing import Any, Callable, Iterator, NamedTuple
 import contextlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import signal
 import socket
 import tempfile
 import threading
+from multiprocessing import forkserver
+from unittest.mock import patch
 
 import cloudpickle
 import torch
 import torch.distributed as dist
 
-from ..core import STOP_SIGNALS, InputError, exit_with_parent, is_accelerator
+from ..core import STOP_SIGNALS, InputError, exit_with_parent, helpers_start, is_accelerator
 
 # %% ../../nbs/runs/07_processes.ipynb #8573c65d
 def world_size() -> int:
@@ -83,6 +84,7 @@ def _work(meeting: Meeting, device: torch.device, threads: int, function: Callab
     threading.Thread(target=exit_with_parent, daemon=True).start()
     for number in _ANSWERED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)   # which `helpers_start` blocked
     store = dist.PrefixStore(meeting.name, store_at(meeting.endpoint))
     if store.check(['refused']):
         return None
@@ -100,18 +102,26 @@ def _work(meeting: Meeting, device: torch.device, threads: int, function: Callab
     return result
 
 # %% ../../nbs/runs/07_processes.ipynb #f8f80538
+def _stop_once(number: int, frame):
+    "The launcher's answer to the first signal; others change nothing."
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    for each in _ANSWERED:
+        signal.signal(each, signal.SIG_IGN)
+    raise SignalException(f'signal {number}', signal.Signals(number))
+
 @contextlib.contextmanager
 def _signals_of_launcher() -> Iterator:
     "A scope in which the launcher answers signals; one that ended its processes comes once more behind it."
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing import api
     if threading.current_thread() is not threading.main_thread():   # the launcher sets no handlers there
         yield
         return
     before, stopped = {number: signal.getsignal(number) for number in _ANSWERED}, None
-    signal.signal(signal.SIGUSR1, lambda *_: signal.raise_signal(signal.SIGTERM))   # which the launcher knows
+    signal.signal(signal.SIGUSR1, _stop_once)   # which the launcher does not know
     try:
-        yield
-    except SignalException as error:
+        with patch.object(api, '_terminate_process_handler', _stop_once):
+            yield
+    except api.SignalException as error:
         stopped = error
     finally:
         for number, handler in before.items():
@@ -140,7 +150,9 @@ def take_part(meeting: Meeting, processes: int, *work) -> Any:   # device, threa
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousTimeoutError
     from torch.distributed.launcher.api import elastic_launch
-    multiprocessing.get_context('forkserver').set_forkserver_preload(['bidirseg.pipeline.stages'])
+    with helpers_start():
+        forkserver.set_forkserver_preload(['bidirseg.pipeline.stages'])
+        forkserver.ensure_running()
     os.environ['TORCH_DISABLE_SHARE_RDZV_TCP_STORE'] = '1'
     store = dist.PrefixStore(meeting.name, store_at(meeting.endpoint))
     with _signals_of_launcher(), tempfile.TemporaryDirectory() as folder:
