@@ -622,7 +622,8 @@ def helpers_start() -> Iterator:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)   # they inherit that
     try:
         with patch.dict(os.environ, PYTHONWARNINGS='ignore:resource_tracker'):
-            resource_tracker.ensure_running()
+            resource_tracker.ensure_running()   # which unblocks one of them
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -268,8 +269,10 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path, beside, sto
     if stop == 'signal':
         process.send_signal(signal.SIGUSR1)   # SIGTERM is answered alike
     elif stop == 'Slurm':   # which takes no order
-        for each in [*helpers, process]:
-            each.send_signal(signal.SIGUSR1)
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            for each in [*helpers, process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.send_signal(number)
     else:
         os.killpg(process.pid, signal.SIGINT)
     status, seconds = process.wait(60), time.time() - began

@@ -140,15 +140,28 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #53f64a4c
+_MOST_TIMES = 20   # that a job is started again when its time is over
+
+class _GoesOn:
+    "`_one_job` as submitit starts it, and starts it again."
+    def __call__(self, *args) -> tuple[Any, Exception | None]:
+        return _one_job(*args)
+
+    def checkpoint(self, *args):   # -> submitit.helpers.DelayedSubmission
+        "What follows when the job's time is over."
+        from submitit.helpers import DelayedSubmission
+        return DelayedSubmission(self, *args)
+
 def _open_submitit(folder: Path,   # where it keeps scripts, logs and results
                    jobs: Jobs):    # -> submitit.AutoExecutor
     "Slurm through submitit."
+    os.environ.setdefault('SUBMITIT_PREEMPT_SIGNAL', 'USR1')   # read when submitit is imported, here and in the jobs
     try:
         import submitit
     except ImportError:
         raise InputError("executor 'submitit', which is not installed", "the package submitit",
                          "pip install 'bidirseg[submitit]'") from None
-    executor = submitit.AutoExecutor(folder=folder)
+    executor = submitit.AutoExecutor(folder=folder, slurm_max_num_timeout=_MOST_TIMES)
     at_once = {} if jobs.at_once is None else dict(slurm_array_parallelism=jobs.at_once)
     try:
         executor.update_parameters(**dict(timeout_min=24 * 60) | at_once | jobs.options)
@@ -167,7 +180,7 @@ def run_jobs(work: Callable[[Any], Any],   # of an item; a function of a module,
     if jobs.executor == 'submitit':
         executor = _open_submitit(Path(out)/'jobs', jobs)
         with executor.batch():
-            running = {name: executor.submit(_one_job, work, name, item) for name, item in items.items()}
+            running = {name: executor.submit(_GoesOn(), work, name, item) for name, item in items.items()}
         return _collect(running)
     count = min(jobs.at_once or 1, len(items))
     if count <= 1:

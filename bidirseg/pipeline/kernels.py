@@ -139,7 +139,7 @@ def own_kernel(style: str = 'lines'   # in which it shows progress, see `bidirse
         try:
             yield kernel
             failed = False
-        except KeyboardInterrupt:   # or a signal that `bidirseg` answers like one
+        except (KeyboardInterrupt, SystemExit):   # or a signal that `bidirseg` or submitit answers like one
             _let_end(kernel)
             raise
         finally:
