@@ -301,7 +301,8 @@ def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], 
 # %% ../../nbs/studies/01_ablation.ipynb #5cbd717a
 _DEMO_ROWS = {   # file -> what was scored
     'demo': 'Scenes that no choice was made on',
-    'demo-development': 'Scenes that settings were chosen on, rows of an earlier commit, when rare classes weighed like others',
+    'demo-development': 'Scenes that settings were chosen on, rows of an earlier commit: rare classes weighed like '
+                        'others, and `full` had its labels from prototypes alone',
 }
 
 def _kept_table(name: str, variants: tuple) -> str:
