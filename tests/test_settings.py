@@ -36,7 +36,7 @@ def test_the_example_of_a_message_is_accepted(stage, name):
     shell, = shlex.split(example)
     assert example.startswith(f'{key}=')
     for text in (example, shell):
-        config = load_preset('demo', [text])
+        config = load_preset('gta5-cityscapes', [text])   # which has the published values
         if stage:
             stage_settings(cls, config, stage)
 
