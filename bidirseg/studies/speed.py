@@ -362,7 +362,7 @@ def _label_map_times(device: torch.device, rates: Rates, data: tuple) -> list[Ro
     prototypes, features, size = data
     works = [lambda: _label(data), lambda: prototypes.upsample_then_score(features, size)]
     ours, plain = _medians(works, device, 2)
-    flops = 2 * 5 * features.numel() * prototypes.weights_.numel()
+    flops = 2 * 6 * features.numel() * prototypes.weights_.numel()
     out_bytes = 12 * size[0] * size[1]   # an int64 label and a float32 score a pixel
     floor = rates.floor(flops, features.nbytes + out_bytes)
     rows = [Row.at_least('label_map_vs_upsample_first', plain / ours, 'times as fast', 4.),
