@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Callable, Iterator
 
 import bidirseg
-from .core import STOP_SIGNALS, InputError, StageError
+from .core import STOP_SIGNALS, InputError, StageError, no_answer
 from .data import MAX_PIXELS
 from .runs import RunConfig, load_preset, load_run, parse_value, preset_names, stage_names
 
@@ -594,6 +594,8 @@ class _Terminated(KeyboardInterrupt):
     "SIGTERM or SIGUSR1 came."
 
 def _terminate(number: int, frame):
+    for each in STOP_SIGNALS:
+        signal.signal(each, no_answer)   # the kernel may be writing what it keeps
     raise _Terminated
 
 @contextlib.contextmanager

@@ -247,14 +247,15 @@ LONG = ['source_only.steps=100000', 'training.checkpoint_every=90000', 'training
 
 
 @pytest.mark.parametrize('beside, stop', [((), 'signal'), ((), 'Slurm'), (('--nproc', '2'), 'Slurm'),
-                                          (('--jobs', '2'), 'signal'), (('--jobs', '2'), 'Ctrl-C')])
+                                          (('--jobs', '2'), 'signal'), (('--jobs', '2'), 'Slurm'),
+                                          (('--jobs', '2'), 'Ctrl-C')])
 def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path, beside, stop):
     "A signal goes to the program, Slurm's and Ctrl-C to all; kernels and workers end. No code of the folder is run."
     waits = ['oracle=true'] if '--jobs' in beside else []   # a third line for two processes
     changes = [part for change in [*LONG, *waits] for part in ('--set', change)]
     work = tmp_path/'work'
     work.mkdir()
-    for name in ('torch', 'numpy', 'bidirseg', 'sitecustomize'):   # what lies in the folder at hand is not imported
+    for name in ('torch', 'numpy', 'bidirseg', 'sitecustomize', 'pickle'):   # what lies at hand is not imported
         (work/f'{name}.py').write_text(f'open({str(tmp_path/"was_here")!r}, "w")')
     line = [BIN/'bidirseg', 'run', preset, '--run-dir', run_dir, '--update', *changes, *beside]
     log = tmp_path/'log.txt'

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, TextIO
 
-from ..core import STOP_SIGNALS, InputError, StageError, check_name, cpu_count, exit_with_parent
+from ..core import (
+    STOP_SIGNALS, InputError, StageError, check_name, cpu_count, exit_with_parent, helpers_start, no_answer)
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #f437ab09
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _start_worker(shares, stopped):   # a queue of sets of cores; an event
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, cores)
     os.environ.setdefault('OMP_NUM_THREADS', str(len(cores)))
-    _answer_stops(_go_on)   # without work it ends with the pool
+    _answer_stops(no_answer)   # without work it ends with the pool
     threading.Thread(target=exit_with_parent, daemon=True).start()
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #c51aca3e
@@ -98,11 +99,8 @@ def _answer_stops(handler):
     for stop in (*STOP_SIGNALS, signal.SIGINT):
         signal.signal(stop, handler)
 
-def _go_on(number: int, frame):
-    "Not SIG_IGN: Python complains of a signal that is ignored when it has come already."
-
 def _stop_once(number: int, frame):
-    _answer_stops(_go_on)
+    _answer_stops(no_answer)
     raise KeyboardInterrupt
 
 def _stoppable_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Exception | None]:
@@ -113,7 +111,7 @@ def _stoppable_job(work: Callable[[Any], Any], name: str, item) -> tuple[Any, Ex
             raise KeyboardInterrupt
         return _one_job(work, name, item)
     finally:
-        _answer_stops(_go_on)
+        _answer_stops(no_answer)
 
 # %% ../../nbs/pipeline/13_jobs.ipynb #e9035461
 _TIME_TO_END = 30.   # seconds
@@ -122,7 +120,8 @@ _TIME_TO_END = 30.   # seconds
 def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
     "A pool whose processes end with this block, whatever ends it."
     context, before = multiprocessing.get_context('spawn'), set(multiprocessing.active_children())
-    shares, stopped = context.SimpleQueue(), context.Event()
+    with helpers_start():
+        shares, stopped = context.SimpleQueue(), context.Event()
     for cores in _split_cores(count):
         shares.put(cores)
     with ProcessPoolExecutor(count, context, _start_worker, (shares, stopped)) as pool:
@@ -155,12 +154,12 @@ class _GoesOn:
 def _open_submitit(folder: Path,   # where it keeps scripts, logs and results
                    jobs: Jobs):    # -> submitit.AutoExecutor
     "Slurm through submitit."
-    os.environ.setdefault('SUBMITIT_PREEMPT_SIGNAL', 'USR1')   # read when submitit is imported, here and in the jobs
     try:
         import submitit
     except ImportError:
         raise InputError("executor 'submitit', which is not installed", "the package submitit",
                          "pip install 'bidirseg[submitit]'") from None
+    os.environ['SUBMITIT_PREEMPT_SIGNAL'] = submitit.JobEnvironment.USR_SIG = 'USR1'   # in the jobs, and here
     executor = submitit.AutoExecutor(folder=folder, slurm_max_num_timeout=_MOST_TIMES)
     at_once = {} if jobs.at_once is None else dict(slurm_array_parallelism=jobs.at_once)
     try:

@@ -26,7 +26,7 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from ..core import STOP_SIGNALS, InputError, exit_with_parent, helpers_start, is_accelerator
+from ..core import STOP_SIGNALS, InputError, exit_with_parent, helpers_start, is_accelerator, no_answer
 
 # %% ../../nbs/runs/07_processes.ipynb #8573c65d
 def world_size() -> int:
@@ -106,7 +106,7 @@ def _stop_once(number: int, frame):
     "The launcher's answer to the first signal; others change nothing."
     from torch.distributed.elastic.multiprocessing.api import SignalException
     for each in _ANSWERED:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, no_answer)
     raise SignalException(f'signal {number}', signal.Signals(number))
 
 @contextlib.contextmanager
