@@ -16,6 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterator, TextIO
+from unittest.mock import patch
 
 from ..core import (
     STOP_SIGNALS, InputError, StageError, check_name, cpu_count, exit_with_parent, helpers_start, no_answer)
@@ -124,7 +125,8 @@ def _processes(count: int) -> Iterator[ProcessPoolExecutor]:
         shares, stopped = context.SimpleQueue(), context.Event()
     for cores in _split_cores(count):
         shares.put(cores)
-    with ProcessPoolExecutor(count, context, _start_worker, (shares, stopped)) as pool:
+    nothing_at_hand = patch.dict(os.environ, PYTHONSAFEPATH='1')   # is imported by the processes
+    with nothing_at_hand, ProcessPoolExecutor(count, context, _start_worker, (shares, stopped)) as pool:
         try:
             yield pool
         except BaseException:
