@@ -9,7 +9,7 @@ __all__ = ['HALF_WRITTEN', 'WEIGHT_FILES', 'STOP_SIGNALS', 'InputError', 'StageE
            'check_plain_file', 'read_toml', 'lacks_memory', 'save_torch', 'load_torch', 'fingerprint', 'work_key',
            'sealed', 'unsealed', 'good_lines', 'cache_dir', 'pick_device', 'is_accelerator', 'autocast',
            'progress_style', 'progress', 'cpu_count', 'check_room', 'check_blas_memory', 'die_with_parent',
-           'exit_with_parent', 'start_worker', 'helpers_start', 'no_answer', 'peak_memory', 'versions', 'commit']
+           'exit_with_parent', 'start_worker', 'no_answer', 'helpers_start', 'peak_memory', 'versions', 'commit']
 
 # %% ../nbs/11_core.ipynb #12a3cc58
 from pathlib import Path
@@ -614,22 +614,23 @@ def start_worker(number: int):
         signal.signal(stop, signal.SIG_IGN)
 
 # %% ../nbs/11_core.ipynb #5b1f0c12
+def no_answer(number: int, frame):
+    "The handler of a signal that changes nothing; Python complains of SIG_IGN where the signal has come already."
+
 @contextlib.contextmanager
 def helpers_start() -> Iterator:
-    "A scope in which the processes that `multiprocessing` starts by itself are deaf to signals that stop a run."
+    "A scope in which `multiprocessing` starts its own processes, deaf to stops, by no code of the folder at hand."
     from multiprocessing import resource_tracker
     from unittest.mock import patch
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)   # they inherit that
     try:
-        with patch.dict(os.environ, PYTHONWARNINGS='ignore:resource_tracker', PYTHONSAFEPATH='1'):
-            resource_tracker.ensure_running()   # which unblocks one of them
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        yield
+        with patch.dict(os.environ, PYTHONSAFEPATH='1'):
+            with patch.dict(os.environ, PYTHONWARNINGS='ignore:resource_tracker'):
+                resource_tracker.ensure_running()   # which unblocks one of them
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-def no_answer(number: int, frame):
-    "The handler of a signal that changes nothing; Python complains of SIG_IGN where the signal has come already."
 
 # %% ../nbs/11_core.ipynb #7fb6ee4a
 def peak_memory() -> int:

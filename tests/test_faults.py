@@ -284,7 +284,7 @@ def test_a_stopped_run_keeps_its_training(run_dir, preset, tmp_path, beside, sto
     rows = (run_dir/'02_source_only'/'.history.jsonl').read_text().splitlines()
     assert 0 < state['step'] < 90_000 and len(rows) == state['kept']['rows'] == state['step']
     assert not (tmp_path/'was_here').exists(), 'code of the folder at hand was run'
-    assert not re.search(r'Traceback \(most|leaked', log.read_text()) and seconds < 60, log.read_text()
+    assert not re.search('Traceback|leaked', log.read_text()) and seconds < 60, log.read_text()
 
 
 def interrupted_at_import(module: str, folder: Path, line: list, answer=signal.SIG_DFL) -> subprocess.CompletedProcess:

@@ -60,8 +60,7 @@ class _Copy:
         copies = multiprocessing.get_context('forkserver')
         copies.set_forkserver_preload(_IMPORTED)   # heeded when the server starts, with the first copy
         self.process = copies.Process(target=_be_kernel, args=(arguments, environment, folder), daemon=True)
-        no_program = patch.dict(sys.modules, __main__=ModuleType('__main__'))
-        with helpers_start(), no_program, patch.dict(os.environ, PYTHONSAFEPATH='1'):
+        with helpers_start(), patch.dict(sys.modules, __main__=ModuleType('__main__')):
             self.process.start()
         self.pid = self.process.pid
 
