@@ -43,12 +43,12 @@ _PHOTOMETRIC = v2.RandomChoice([
     v2.ColorJitter(saturation=.8), v2.GaussianBlur(3, (.1, 1.)), v2.Identity()])
 
 # %% ../../nbs/data/06_transforms.ipynb #96b6df76
-def _cutout_mask(height: int, width: int, cutout: float) -> Tensor:
+def _cutout_mask(height: int, width: int, cutout: float, device: torch.device = torch.device('cpu')) -> Tensor:
     "(height, width) True outside of a random square whose side is `cutout` of the width."
     side = max(1, round(cutout * width))
     top = int(torch.randint(0, max(1, height - side + 1), ()))
     left = int(torch.randint(0, max(1, width - side + 1), ()))
-    visible = torch.ones(height, width, dtype=torch.bool)
+    visible = torch.ones(height, width, dtype=torch.bool, device=device)
     if cutout:
         visible[top:top + side, left:left + side] = False
     return visible
@@ -58,7 +58,7 @@ def strong_view(image: Tensor,         # (3, h, w) uint8
                 cutout: float = 0.2,   # side of the box, as a share of the width; 0: no box
                 ) -> tuple[Tensor, Tensor]:   # (3, h, w) the view, and (h, w) True where it is visible
     "Two photometric operations and a cut-out, by torch's current generator."
-    visible = _cutout_mask(*image.shape[-2:], cutout)
+    visible = _cutout_mask(*image.shape[-2:], cutout, image.device)
     view = _PHOTOMETRIC(_PHOTOMETRIC(image))
     return torch.where(visible, view, torch.tensor(0, dtype=image.dtype)), visible
 
@@ -95,14 +95,20 @@ def _match_mean(image: Tensor, mean: Tensor, strength: float) -> Tensor:
 _RGB_XYZ = torch.tensor([[.4124564, .3575761, .1804375],
                          [.2126729, .7151522, .0721750],
                          [.0193339, .1191920, .9503041]])
-_WHITE = _RGB_XYZ.sum(1)
+
+@lru_cache
+def _colour_matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:   # (3, 3), (3, 3), (3, 1, 1)
+    "RGB to XYZ, XYZ to RGB, and the XYZ of white."
+    matrices = _RGB_XYZ, torch.linalg.inv(_RGB_XYZ), _RGB_XYZ.sum(1)[:, None, None]
+    return tuple(matrix.to(device) for matrix in matrices)
 
 # %% ../../nbs/data/06_transforms.ipynb #a111fede
 def rgb_to_lab(rgb: Tensor  # (3, h, w) sRGB in [0, 1]
                ) -> Tensor: # (3, h, w) L in [0, 100], a and b about -100..100
     "CIE LAB under D65."
+    rgb_xyz, _, white = _colour_matrices(rgb.device)
     linear = torch.where(rgb > .04045, ((rgb + .055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = torch.einsum('ij,jhw->ihw', _RGB_XYZ, linear) / _WHITE[:, None, None]
+    xyz = torch.einsum('ij,jhw->ihw', rgb_xyz, linear) / white
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-8) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     return torch.stack([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -110,10 +116,11 @@ def rgb_to_lab(rgb: Tensor  # (3, h, w) sRGB in [0, 1]
 def lab_to_rgb(lab: Tensor  # (3, h, w)
                ) -> Tensor: # (3, h, w) sRGB, clipped to [0, 1]
     "The inverse of `rgb_to_lab` for colours that a screen can show."
+    _, xyz_rgb, white = _colour_matrices(lab.device)
     y = (lab[0] + 16) / 116
     f = torch.stack([y + lab[1] / 500, y, y - lab[2] / 200])
-    xyz = torch.where(f > 6 / 29, f ** 3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * _WHITE[:, None, None]
-    linear = torch.einsum('ij,jhw->ihw', torch.linalg.inv(_RGB_XYZ), xyz).clamp(0, 1)
+    xyz = torch.where(f > 6 / 29, f ** 3, 3 * (6 / 29) ** 2 * (f - 4 / 29)) * white
+    linear = torch.einsum('ij,jhw->ihw', xyz_rgb, xyz).clamp(0, 1)
     return torch.where(linear > .0031308, 1.055 * linear ** (1 / 2.4) - .055, 12.92 * linear)
 
 # %% ../../nbs/data/06_transforms.ipynb #0b0bd11c
@@ -134,7 +141,6 @@ def _match_lab(image: Tensor, wanted: Tensor, strength: float) -> Tensor:
     return lab_to_rgb(lab + strength * (moved - lab))
 
 # %% ../../nbs/data/06_transforms.ipynb #befc10db
-@lru_cache(maxsize=8)
 def _dft_matrix(n: int, frequencies: tuple[int, ...]) -> Tensor:   # (n, frequencies) complex
     "The discrete Fourier transform of n numbers at some frequencies, as a matrix."
     turns = torch.outer(torch.arange(n), torch.tensor(frequencies)).double() / n
@@ -160,27 +166,30 @@ def _add_spectrum(image: Tensor, change: Tensor,   # (3, h, w), (3, r, c) comple
     return added.div_(height * width).add_(image)
 
 # %% ../../nbs/data/06_transforms.ipynb #51952534
-def _low_frequencies(size: tuple[int, int], beta: float) -> tuple[Tensor, Tensor, Tensor]:   # rows, columns, counts
+@lru_cache(maxsize=8)
+def _low_frequencies(size: tuple[int, int], beta: float,
+                     device: torch.device) -> tuple[Tensor, Tensor, Tensor]:   # rows, columns, counts
     "The matrices of the window, and how often each of its columns is in the whole spectrum."
     h, w = size
     most_rows, most_columns = max(1, int(beta * h)), max(1, int(beta * w))
     low_rows = dict.fromkeys(f % h for f in range(-most_rows, most_rows + 1))
     low_columns = range(min(most_columns, w // 2) + 1)
     counts = torch.tensor([1 if 2 * f % w == 0 else 2 for f in low_columns])
-    return _dft_matrix(h, tuple(low_rows)), _dft_matrix(w, tuple(low_columns)), counts
+    matrices = _dft_matrix(h, tuple(low_rows)), _dft_matrix(w, tuple(low_columns)), counts
+    return tuple(matrix.to(device) for matrix in matrices)
 
 # %% ../../nbs/data/06_transforms.ipynb #91601a99
 def _measure_amplitudes(image: Tensor,       # (3, h, w)
                         beta: float = 0.02,  # half the side of the window, share of the spectrum
                         ) -> Tensor:         # (3, r, c)
     "Amplitudes of the low frequencies of an image."
-    rows, columns, _ = _low_frequencies(image.shape[-2:], beta)
+    rows, columns, _ = _low_frequencies(image.shape[-2:], beta, image.device)
     return _spectrum(image, rows, columns).abs()
 
 def _match_amplitudes(image: Tensor, wanted: Tensor,   # (3, h, w), (3, r, c) of an image of the same size
                       strength: float, beta: float = 0.02) -> Tensor:
     "Mix the low-frequency amplitudes of an image with those of another."
-    rows, columns, counts = _low_frequencies(image.shape[-2:], beta)
+    rows, columns, counts = _low_frequencies(image.shape[-2:], beta, image.device)
     low = _spectrum(image, rows, columns)
     mixed = torch.polar(torch.lerp(low.abs(), wanted, strength), low.angle())
     return _add_spectrum(image, mixed - low, rows, columns, counts).clamp_(0, 1)
@@ -206,7 +215,8 @@ class RandomStyleTransfer:
         if chance >= self.probability:
             return sample
         image = sample['image'].as_subclass(Tensor) / 255
-        styled = self.match(image, self.measured[pick], self.strength * float(share))   # one of its own
+        wanted = self.measured[pick].to(image.device)
+        styled = self.match(image, wanted, self.strength * float(share))   # one of its own
         return dict(sample, image=type(sample['image'])(styled.mul_(255).round_().to(torch.uint8)))
 
 # %% ../../nbs/data/06_transforms.ipynb #3312a081

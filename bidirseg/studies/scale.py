@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..core import cpu_count, is_accelerator, peak_memory, pick_device
 from ..data import (
-    ImageSet, Samples, TwoViews, augment, default_workers, images_only, open_rgb, read_batches, train_loader)
+    ImageSet, Samples, TrainLoader, TwoViews, augment, default_workers, images_only, open_rgb, read_batches)
 from ..data.images import match_pairs
 from ..data.readers import scenes
 from ..data.scenes import draw_scene
@@ -261,7 +261,7 @@ def _report_memory(count: int):
             for kind in ('each_image', 'gather'):
                 _run_blank(kind, images, 1)
         domain = ImageSet('blank', range(images), range(images), _blank_image)
-        for _ in train_loader(Samples(domain, (8, 8), cache_mb=0), 4, 0, images // 4):
+        for _ in TrainLoader(Samples(domain, (8, 8), cache_mb=0), 4, 0, images // 4):
             pass
         print(peak_memory())
 
@@ -366,15 +366,17 @@ def _full_size_config(root: Path,
     return replace(load_preset('gta5-cityscapes', ['weights=none', *changes]), **domains)
 
 # %% ../../nbs/studies/06_scale.ipynb #d2005990
-def _feed_seconds(domains: list[Samples], batch_size: int, workers: int, steps: int) -> float:
-    "Seconds that data workers need for a batch of each domain, once at work and before they run out of it."
+def _feed_seconds(domains: list[Samples], batch_size: int, workers: int, steps: int, device: torch.device) -> float:
+    "Seconds that a batch of each domain takes on its way, once workers are at it and before they run out of it."
     under_way = max(1, 2 * workers)   # batches
-    batches = zip(*(train_loader(samples, batch_size, 0, 2 * under_way + steps, workers) for samples in domains))
+    loaders = [TrainLoader(samples, batch_size, 0, 2 * under_way + steps, workers, device) for samples in domains]
+    batches = zip(*loaders)
     for _ in range(under_way):
         next(batches)
     began = time.perf_counter()
     for _ in range(steps):
-        next(batches)
+        ready = next(batches)
+    ready[0]['image'].flatten()[0].item()   # an accelerator is through with it
     return (time.perf_counter() - began) / steps
 
 # %% ../../nbs/studies/06_scale.ipynb #dfef47db
@@ -392,7 +394,7 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     workers, rows = default_workers(device), []
     steps = max(steps, 4 * workers)   # batches come from all workers at about the same time
     for name, (settings, samples) in feeds.items():
-        seconds = _feed_seconds(samples, settings.batch_size, workers, steps)
+        seconds = _feed_seconds(samples, settings.batch_size, workers, steps, device)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
     return rows
 

@@ -27,9 +27,9 @@ import torch.distributed as dist
 
 # %% ../../nbs/training/02_loop.ipynb #f88780e6
 from ..core import (
-    STOP_SIGNALS, InputError, autocast, check_name, check_range, is_accelerator, progress, save_json, seeded,
+    STOP_SIGNALS, InputError, autocast, check_name, check_range, progress, save_json, seeded,
     spaced_indices)
-from ..data import LabelSpace, Samples, augment, default_workers, train_loader
+from ..data import LabelSpace, Samples, TrainLoader, augment, default_workers
 from ..mixture.em import gather_objects
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
@@ -108,14 +108,14 @@ def make_loaders(domains: list[Samples],
                  device: torch.device,      # where batches go
                  ) -> Callable:             # start -> one loader per domain, from that step on
     "How to load training batches, from any step on."
-    pin_memory = is_accelerator(device)
-
-    def loaders_from(start: int) -> list:
+    def loaders_from(start: int) -> list[TrainLoader]:
+        here = own_device(device) if world_size() > 1 else device
         workers = settings.workers   # of this process
         if workers is None:
-            workers = default_workers(device)
-        return [train_loader(samples, settings.batch_size, start, settings.steps, workers, pin_memory,
-                             rank(), world_size()) for samples in domains]
+            batch_bytes = settings.batch_size * sum(samples.sample_bytes for samples in domains)
+            workers = default_workers(here, batch_bytes)
+        return [TrainLoader(samples, settings.batch_size, start, settings.steps, workers, here, rank(), world_size())
+                for samples in domains]
 
     return loaders_from
 
@@ -414,15 +414,6 @@ def close(self: _TrainingLog):
         steps = max(1, len(self.times) // 3)
         self.stage.extra['step_seconds'] = round((self.times[-1] - self.times[-1 - steps]) / steps, 5)
 
-# %% ../../nbs/training/02_loop.ipynb #9b516473
-def _first_batches(loaders: list) -> list[dict]:
-    "The first batch of every loader."
-    batches = []
-    for loader in loaders:
-        places = next(iter(loader.batch_sampler))
-        batches.append(loader.collate_fn([loader.dataset[place] for place in places]))
-    return batches
-
 # %% ../../nbs/training/02_loop.ipynb #6eff4916
 def _first_images(batch: dict, n: int) -> dict:
     "The first images of a batch, with all that belongs to them."
@@ -436,7 +427,7 @@ def try_step(self: Trainer, loaders: list):
     "Try a step before a long training; raises `InputError` where it does not fit."
     if self.settings.steps - self.step < _LONG_TRAINING or world_size() > 1:   # tried before the processes began
         return
-    batches = _first_batches(loaders)
+    batches = [loader.first() for loader in loaders]
 
     def loss_of_first(n):
         return self.losses([_first_images(batch, n) for batch in batches])['loss']
