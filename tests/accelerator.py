@@ -6,6 +6,7 @@ Importing this module makes the device.
 """
 import contextlib
 from collections import Counter
+from functools import cache
 
 import torch
 from torch.utils._mode_utils import no_dispatch
@@ -42,6 +43,7 @@ class Pretended(torch.Tensor):
     "A tensor that says it lies on the device; `raw` is the one of the CPU behind it."
     @staticmethod
     def __new__(cls, raw):
+        raw = raw.raw if isinstance(raw, Pretended) else raw
         tensor = torch.Tensor._make_wrapper_subclass(
             cls, raw.shape, strides=raw.stride(), storage_offset=raw.storage_offset(), dtype=raw.dtype, device=DEVICE,
             storage_size=2**50)   # nothing lies there, so there is no end to run into
@@ -50,6 +52,9 @@ class Pretended(torch.Tensor):
 
     def __repr__(self):
         return f'{NAME}({self.raw})'
+
+    def as_subclass(self, cls):
+        return Pretended(self.raw) if cls is torch.Tensor else kind(cls)(self.raw)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -68,6 +73,20 @@ class Pretended(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, operator, types, args=(), kwargs=None):
         return compute(operator, args, kwargs or {})
+
+
+class Besides(type(torch.Tensor)):
+    "Classes of tensors of the device that are images or masks of torchvision besides, and equal those for it."
+    def __eq__(cls, other):
+        return other is cls or other is cls.besides
+
+    def __hash__(cls):
+        return hash(cls.besides)
+
+
+@cache
+def kind(cls: type) -> type:
+    return cls if issubclass(cls, Pretended) else Besides(cls.__name__, (Pretended, cls), dict(besides=cls))
 
 
 def listed(index):
@@ -144,6 +163,9 @@ def compute(operator, args, kwargs):
         return return_and_correct_aliasing(operator, args, kwargs, wrapped)
     return wrapped
 
+
+make_tensor = torch.tensor
+torch.tensor = lambda *args, device=None, **options: make_tensor(*args, **options).to(device)   # made here, then moved
 
 library = torch.library.Library('_', 'IMPL')
 library.fallback(lambda operator, *args, **kwargs: compute(operator, args, kwargs), 'PrivateUse1')

@@ -12,12 +12,16 @@ import torch
 
 import accelerator
 from bidirseg import load
+from bidirseg._compat import v2
+from bidirseg.data import STYLES, RandomStyleTransfer, Samples, TrainLoader, TwoViews, augment, measure_styles
+from bidirseg.data.readers import scenes
 from bidirseg.pipeline.export import export
 from bidirseg.pipeline.predict import evaluate_run, predict_files
 from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import load_run, open_images, stage_dir, stage_names, start_run
 from bidirseg.studies import speed
 
+_geometry = v2.functional._geometry
 draw_dropout = torch.nn.Dropout.forward
 
 
@@ -27,12 +31,28 @@ def in_one_order(layer, x):
 
 
 torch.nn.Dropout.forward = in_one_order
+_geometry._do_native_uint8_resize_on_cpu = lambda how: False    # by which the CPU rounds otherwise than a device
 torch.Tensor.pin_memory = lambda self: self                     # this device has no memory to pin
 speed._measure_rates = lambda device: speed.Rates(1e12, 1e11)   # its matrices are a GPU's, and take a minute here
 
 
+def transform():
+    "What both devices make of samples: the same."
+    images, size, crop = scenes(domain='game', count=4, height=48, width=96), (48, 96), (32, 64)
+    transforms = [augment(size, crop), TwoViews(augment(size, crop), .2)]
+    for style in STYLES.keys() - {'none'}:
+        measured = measure_styles(Samples(images, size), style, torch.device('cpu'))
+        transforms.append(RandomStyleTransfer(measured, style, 1., 1.))
+    for change in transforms:
+        samples = Samples(images, size, transform=change)
+        pairs = zip(TrainLoader(samples, 4, 0, 8), TrainLoader(samples, 4, 0, 8, device=accelerator.DEVICE))
+        for here, there in pairs:
+            assert here.keys() == there.keys() and there['image'].device == accelerator.DEVICE
+            assert all(torch.equal(here[name], there[name].cpu()) for name in here), change
+
+
 def run(preset: str, run_dir: Path, device: str):
-    config = configure(preset, [f'device={device}'])
+    config = configure(preset, [f'device={device}', 'training.lr=1e-4'])   # by which last bits stay last bits
     start_run(run_dir, config)
     for name in stage_names(config):
         stage_spec(name).run(run_dir, name)
@@ -77,6 +97,7 @@ def bench(name: str):
 
 if __name__ == '__main__':
     preset, folder = sys.argv[1], Path(sys.argv[2])
+    transform()
     run(preset, folder/'cpu', 'cpu')
     run(preset, folder/accelerator.NAME, accelerator.NAME)
     use(folder/accelerator.NAME)

@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..core import cpu_count, is_accelerator, peak_memory, pick_device
 from ..data import (
-    ImageSet, Samples, TrainLoader, TwoViews, augment, default_workers, images_only, open_rgb, read_batches)
+    ImageSet, Samples, TrainLoader, default_workers, open_rgb, read_batches)
 from ..data.images import match_pairs
 from ..data.readers import scenes
 from ..data.scenes import draw_scene
@@ -39,9 +39,8 @@ from ..pipeline.stages import stage_spec
 from ..prototypes import PrototypesSettings, TargetFeatures
 from ..runs import RunConfig, Stage, load_preset, load_run, open_domains, small_run, stage_settings
 from ..runs.stage import run_owner
-from ..self_training import SelfTrainingSettings
-from .speed import BENCHES as SPEED_BENCHES, Row, bench_table, write_pairs
-from ..warmup import WarmupSettings, source_transform
+from .speed import BENCHES as SPEED_BENCHES, Row, bench_table, training_samples, write_pairs
+from ..warmup import WarmupSettings
 
 # %% ../../nbs/studies/06_scale.ipynb #98486494
 @dataclass(frozen=True)
@@ -381,20 +380,13 @@ def _feed_seconds(domains: list[Samples], batch_size: int, workers: int, steps: 
 
 # %% ../../nbs/studies/06_scale.ipynb #dfef47db
 def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]:
-    "Seconds of a batch of the warm-up, and of the two of self-training: the source, and the target in two views."
-    domains = open_domains(config)
-    warmup, own = (stage_settings(kind, config, name) for kind, name in
-                   ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
-    target = images_only(domains['target'])
-    styled = source_transform(warmup, warmup, target, config)
-    views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
-    source = Samples(domains['source'], config.source_size, transform=styled, cache_mb=0)
-    two_views = Samples(target, config.size, transform=views, cache_mb=0)
-    feeds = dict(warmup=(warmup, [source]), self_training=(own, [source, two_views]))
-    workers, rows = default_workers(device), []
+    "Seconds of a batch of the warm-up, and of the two of self-training."
+    source, target = training_samples(open_domains(config), config).values()
+    batch_size = stage_settings(WarmupSettings, config, 'warmup').batch_size
+    workers, rows = default_workers(device, batch_size * (source.sample_bytes + target.sample_bytes)), []
     steps = max(steps, 4 * workers)   # batches come from all workers at about the same time
-    for name, (settings, samples) in feeds.items():
-        seconds = _feed_seconds(samples, settings.batch_size, workers, steps, device)
+    for name, samples in dict(warmup=[source], self_training=[source, target]).items():
+        seconds = _feed_seconds(samples, batch_size, workers, steps, device)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
     return rows
 

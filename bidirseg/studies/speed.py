@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHES', 'Row', 'bench_table', 'Rates', 'BroadcastEM', 'bench_prototypes', 'bare_loop', 'bench_training',
-           'bench_modes', 'write_pairs', 'bench_check', 'bench_predict', 'bench_passes', 'bench_networks', 'bench_busy']
+           'bench_modes', 'write_pairs', 'bench_check', 'bench_predict', 'training_samples', 'bench_passes',
+           'bench_networks', 'bench_busy']
 
 # %% ../../nbs/studies/04_speed.ipynb #22013419
 import contextlib
@@ -34,8 +35,9 @@ from torch import Tensor, nn
 
 # %% ../../nbs/studies/04_speed.ipynb #1cf4f87a
 from ..core import check_name, cpu_count, is_accelerator, pick_device, stream
-from ..data import (
-    CITYSCAPES19, ImageSet, LabeledImageSet, Samples, augment, draw_scene, folder, images_only, read_batches, survey)
+from bidirseg.data import (
+    CITYSCAPES19, ImageSet, LabeledImageSet, Samples, TwoViews, augment, draw_scene, folder, images_only, read_batches,
+    survey)
 from ..distillation import MultiScaleLabels
 from ..evaluation import ScoredImages, Scorer
 from ..mixture import ClassPrototypes, GaussianMixture, full_precision
@@ -46,9 +48,10 @@ from ..pseudo_labels import LabelWriter, PseudoLabeler, PseudoLabelSettings, Sco
 from ..reweighting import Regions, SourceWeights
 from ..runs import (
     RunConfig, Stage, label_space, load_preset, markdown, open_stage, stage_settings, start_run)
+from ..self_training import SelfTrainingSettings
 from ..training import (
     TrainSettings, Trainer, init_model, make_loaders, make_optimizer, supervised_loss)
-from ..warmup import WarmupSettings
+from ..warmup import WarmupSettings, source_transform
 
 # %% ../../nbs/studies/04_speed.ipynb #9f8d9dde
 @dataclass(frozen=True)
@@ -711,6 +714,34 @@ def _pass_rows(passes: dict[str, _Pass], images: int) -> list[Row]:
         rows.append(Row.at_most(f'all_passes_with_{cores}_cores', sum(hours.values()), 'hours', 1.))
     return rows
 
+# %% ../../nbs/studies/04_speed.ipynb #9a02d6bb
+def training_samples(domains: dict[str, ImageSet], config: RunConfig) -> dict[str, Samples]:   # source, target
+    "What self-training with two views learns from, but for the pseudo labels."
+    warmup, own = (stage_settings(kind, config, name) for kind, name in
+                   ((WarmupSettings, 'warmup'), (SelfTrainingSettings, 'self_training')))
+    target = images_only(domains['target'])
+    views = TwoViews(augment(config.size, config.crop, own.scale, own.jitter), own.cutout)
+    return dict(source=Samples(domains['source'], config.source_size, cache_mb=0,
+                               transform=source_transform(own, warmup, target, config)),
+                target=Samples(target, config.size, transform=views, cache_mb=0))
+
+# %% ../../nbs/studies/04_speed.ipynb #c7e8f230
+def _training_rows(domains: dict[str, ImageSet], config: RunConfig, draws: int) -> list[Row]:
+    "Processor seconds to read an image for training, and for all that is made of it."
+    rows = []
+    for name, samples in training_samples(domains, config).items():
+        times = [time.process_time()]
+        for draw in range(draws):
+            samples.read(draw % len(samples))
+        times.append(time.process_time())
+        for draw in range(draws):
+            samples[draw % len(samples), draw]
+        times.append(time.process_time())
+        read, both = np.diff(times) / draws
+        rows += [Row(f'{name}_training_image_read', float(read), 's of a core'),
+                 Row(f'{name}_training_image_transformed', float(both - read), 's of a core')]
+    return rows
+
 # %% ../../nbs/studies/04_speed.ipynb #d7428d32
 def bench_passes(device: str = 'cpu',   # cpu or cuda
                  images: int = 3,       # that are looked at
@@ -731,7 +762,7 @@ def bench_passes(device: str = 'cpu',   # cpu or cuda
             rows.append(Row(f'{name}_decoded', (time.process_time() - began) / images, 's of a core'))
         passes = _passes_of_source(domains['source'], config, network)
         passes |= _passes_of_target(domains['target'], config, network, Path(root, 'labels'))
-        rows += _pass_rows(passes, images)
+        rows += [*_pass_rows(passes, images), *_training_rows(domains, config, 8 * images)]
         share = _forward_share(domains['target'].select(range(min(2, images))), config, device)
     return [*rows, Row.at_least('forward_share_of_a_pass', share, 'of the time', .8)]
 

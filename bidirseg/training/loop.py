@@ -407,7 +407,8 @@ def write(self: _TrainingLog, step: int, values: dict[str, float]):
 # %% ../../nbs/training/02_loop.ipynb #4e60ab85
 @patch
 def close(self: _TrainingLog):
-    "End the events and note the seconds of a step in the stage's record."
+    "End the events, let go of the data workers, and note the seconds of a step in the stage's record."
+    self.progress = None   # or an error would keep them, and they the process
     if self.events:
         self.events.close()
     if len(self.times) > 1:
@@ -491,7 +492,7 @@ def train_here(self: Trainer, loaders: Callable):
     feeds = loaders(self.step)
     self.try_step(feeds)
     log = _TrainingLog(self.stage, self.settings, self.step)
-    with self.at_work():
+    with self.at_work(), contextlib.closing(log):
         for batches in log.bar(zip(*feeds)):
             lr = self.set_rate()
             self.optimizer.zero_grad(set_to_none=True)
@@ -501,7 +502,6 @@ def train_here(self: Trainer, loaders: Callable):
             values = _read_losses(losses)
             self.check_all_finite(values, feeds, batches)
             self.end_step(dict(values, lr=lr), log)
-    log.close()
 
 # %% ../../nbs/training/02_loop.ipynb #affb62e1
 @patch
@@ -544,9 +544,10 @@ def _train_share(packed: bytes) -> dict:   # for the stage's record
     use_global_batch_norm(trainer.model, trainer.device)
     with trainer.stage.noting_files(), _speaks_or_not(trainer):
         trainer.restore()   # the state before the start, or before a restart
-        trainer.train_here(loaders)
-        if rank() == 0:
-            trainer.save()
+        with trainer.at_work():
+            trainer.train_here(loaders)
+            if rank() == 0:
+                trainer.save()
     trainer.stage.extra['processes'] = world_size()
     return trainer.stage.extra
 
