@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..core import load_json, save_json, spaced_indices
+from ..core import InputError, load_json, save_json, spaced_indices
 from ..data import augment
 from ..evaluation import before_after_rows, evaluate, scores, show_before_after
 from ..models import forward_domains
@@ -110,9 +110,19 @@ def rules_table(rows: list[dict]) -> tuple[list, list[list]]:   # head and rows
     return head, [['mean', *means], *classes]
 
 # %% ../../nbs/studies/07_label_rules.ipynb #c99f377f
+_NO_PROTOTYPES = ['prototypes.features=warmup', 'prototypes.features_weights=none']   # nor a network for them
+
+def _rules_config(preset: str, sets: list[str], seed: int) -> RunConfig:
+    "The configuration of a run that learns both rules; raises `InputError` where it would not."
+    config = scored_config(preset, [*sets, *_NO_PROTOTYPES, 'oracle=true', f'seed={seed}'])
+    if config.target_labels:
+        raise InputError("target_labels beside all labels of the target, which both rules are learnt from",
+                         "a run without target_labels", "leave them out")
+    return config
+
 def _study_seed(preset: str, out: Path, sets: list[str], update: bool, seed: int) -> list[dict]:   # rows
     "Train and score both rules."
-    config = scored_config(preset, [*sets, 'oracle=true', f'seed={seed}'])
+    config = _rules_config(preset, sets, seed)
     run_dir = out/f'seed{seed}'/'two_rules'
     with run_lock(run_dir):
         start_run(run_dir, config, update)
