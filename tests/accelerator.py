@@ -76,7 +76,7 @@ class Pretended(torch.Tensor):
 
 
 class Besides(type(torch.Tensor)):
-    "Classes of tensors of the device that are images or masks of torchvision besides, and equal those for it."
+    "Of classes of device tensors that are also some class of torchvision, and a key like it in torchvision's tables."
     def __eq__(cls, other):
         return other is cls or other is cls.besides
 

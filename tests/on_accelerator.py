@@ -44,15 +44,18 @@ def transform():
         measured = measure_styles(Samples(images, size), style, torch.device('cpu'))
         transforms.append(RandomStyleTransfer(measured, style, 1., 1.))
     for change in transforms:
-        samples = Samples(images, size, transform=change)
-        pairs = zip(TrainLoader(samples, 4, 0, 8), TrainLoader(samples, 4, 0, 8, device=accelerator.DEVICE))
-        for here, there in pairs:
-            assert here.keys() == there.keys() and there['image'].device == accelerator.DEVICE
-            assert all(torch.equal(here[name], there[name].cpu()) for name in here), change
+        samples = Samples(images, size, transform=change, weights=lambda i, label: label // 2)
+        for workers, *part in ((0, 0, 1), (1, 1, 2)):
+            loaders = [TrainLoader(samples, 4, 0, 8, workers, device, *part)
+                       for device in (torch.device('cpu'), accelerator.DEVICE)]
+            for here, there in zip(*loaders, strict=True):
+                assert here.keys() == there.keys() > {'image', 'label', 'weight', 'index'}
+                assert there['weight'].device == there['image'].device == accelerator.DEVICE
+                assert all(torch.equal(here[name], there[name].cpu()) for name in here), change
 
 
 def run(preset: str, run_dir: Path, device: str):
-    config = configure(preset, [f'device={device}', 'training.lr=1e-4'])   # by which last bits stay last bits
+    config = configure(preset, [f'device={device}', 'training.lr=1e-4'])   # by which steps amplify no last bits
     start_run(run_dir, config)
     for name in stage_names(config):
         stage_spec(name).run(run_dir, name)

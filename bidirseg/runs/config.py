@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['parse_value', 'as_changes', 'make_settings', 'RunConfig', 'stage_names', 'label_space', 'preset_names', 'load_preset',
            'stage_kind', 'StageSettings', 'setting_keys', 'stage_settings', 'given_parameters', 'presets_table',
-           'full_paths', 'load_run', 'check_run_dir', 'differences', 'start_run', 'run_line', 'changed_settings',
-           'stage_dir']
+           'full_paths', 'load_run', 'check_run_dir', 'start_run', 'run_line', 'changed_settings', 'stage_dir']
 
 # %% ../../nbs/runs/00_config.ipynb #ee7c977b
 import copy
@@ -442,7 +441,7 @@ def _flatten(tree: dict, prefix: str = '') -> dict:
             flat[prefix + key] = value
     return flat
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
+def _differences(old: RunConfig, new: RunConfig) -> list[str]:
     "What changed from one configuration to another, one text a setting."
     before, after = _flatten(asdict(old)), _flatten(asdict(new))
     changed = [key for key in sorted({*before, *after}) if before.get(key) != after.get(key) and key not in _MAY_DIFFER]
@@ -456,7 +455,7 @@ def start_run(run_dir: str | Path, config: RunConfig,
     "Make a run directory, or find that it is already this run's."
     run_dir = Path(run_dir)
     if (run_dir/'run.json').exists() and not (update and _is_damaged(run_dir/'run.json')):
-        changed = differences(load_run(run_dir), config)
+        changed = _differences(load_run(run_dir), config)
         if changed and not update:
             raise InputError(f"{run_dir} holds a run of another configuration: {'; '.join(changed[:4])}",
                              "the configuration it was started with",

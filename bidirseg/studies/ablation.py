@@ -23,8 +23,8 @@ from ..pipeline.predict import evaluate_run
 from ..pipeline.stages import check_config, notebooks_folder, reuse_stage, run_stage, stage_spec
 from ..plots import save_figure
 from ..runs import (
-    RunConfig, Stage, as_changes, differences, full_paths, load_preset, load_run, markdown, mean_spread, open_images,
-    percent, run_lock, stage_dir, stage_names, start_run, write_rows)
+    RunConfig, Stage, as_changes, full_paths, load_preset, load_run, markdown, mean_spread, open_images, percent,
+    run_lock, stage_dir, stage_names, start_run, write_rows)
 from .published import PAPER
 
 # %% ../../nbs/studies/01_ablation.ipynb #df51cd01
@@ -283,32 +283,15 @@ def rows_of_seeds(of_seed: Callable,   # (preset, out, sets, update, seed) -> ro
     found = run_seeds(partial(of_seed, preset, Path(out), list(sets), update), seeds, out, jobs)
     return list(chain(*found))
 
-# %% ../../nbs/studies/01_ablation.ipynb #7be1d0a4
-def _has_settings(run_dir: Path, preset: str, variant: str, seed: int, sets: list[str]) -> bool:
-    "Whether the run of a variant was started with these settings."
-    if not (run_dir/'run.json').exists():
-        return False
-    return not differences(load_run(run_dir), scored_config(preset, [*sets, *VARIANTS[variant][1], f'seed={seed}']))
-
-def _earlier_rows(preset: str, out: Path, sets: list[str], rows: list[dict]) -> list[dict]:
-    "What an earlier call with the same settings found of variants and seeds that are not in these rows."
-    kept = out/'results.json'
-    new = {(row['variant'], row['seed']) for row in rows}
-    others = [row for row in (load_json(kept) if kept.exists() else []) if (row['variant'], row['seed']) not in new]
-    return [row for row in others if _has_settings(
-        out/f"seed{row['seed']}"/row['variant'], preset, row['variant'], row['seed'], sets)]
-
 # %% ../../nbs/studies/01_ablation.ipynb #3e60bf98
 def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], sets: list[str] = (),
            update: bool = False,
            jobs: Jobs = Jobs(),   # how many seeds at once, and where
            ) -> list[dict]:       # rows
-    "Run variants under several seeds; writes `results.json`, the table and the figure of all in the folder."
+    "Run variants under several seeds; writes `results.json`, the table and the figure of all."
     for variant in variants:
         check_name(variant, VARIANTS, 'variant')
     rows = rows_of_seeds(partial(_ablate_seed, variants=variants), preset, seeds, out, sets, update, jobs)
-    rows = [*_earlier_rows(preset, Path(out), list(sets), rows), *rows]
-    seeds = {row['seed'] for row in rows}
     commits = ' and '.join(dict.fromkeys(row['commit'] for row in rows))
     title = f"{preset}, {len(seeds)} seeds ({rows[-1]['device']} of {rows[-1]['machine']}, commit {commits})"
     write_rows(out, 'results', rows, title, ablation_table(rows), class_table(rows))
@@ -318,8 +301,7 @@ def ablate(preset: str, seeds: list[int], out: str | Path, variants: list[str], 
 # %% ../../nbs/studies/01_ablation.ipynb #5cbd717a
 _DEMO_ROWS = {   # file -> what was scored
     'demo': 'Scenes that no choice was made on',
-    'demo-development': 'Scenes that settings were chosen on, rows of an earlier commit: rare classes weighed like '
-                        'others, and `full` had its labels from prototypes alone',
+    'demo-development': 'Scenes that settings were chosen on',
 }
 
 def _kept_table(name: str, variants: tuple) -> str:

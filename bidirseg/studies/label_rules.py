@@ -21,7 +21,7 @@ from ..models import forward_domains
 from ..pipeline.jobs import Jobs
 from ..plots import save_figure
 from ..runs import RunConfig, Stage, mean_spread, open_stage, run_lock, stage_settings, start_run, write_rows
-from .ablation import by_variant, class_table, rows_of_seeds, scored_config
+from .ablation import VARIANTS, by_variant, class_table, rows_of_seeds, scored_config
 from ..training import Trainer, class_weights, init_model, labelled_loss, make_loaders, total_loss
 from ..warmup import WarmupSettings, source_transform
 
@@ -110,11 +110,11 @@ def rules_table(rows: list[dict]) -> tuple[list, list[list]]:   # head and rows
     return head, [['mean', *means], *classes]
 
 # %% ../../nbs/studies/07_label_rules.ipynb #c99f377f
-_NO_PROTOTYPES = ['prototypes.features=warmup', 'prototypes.features_weights=none']   # nor a network for them
+_NO_OTHER_NETWORK = VARIANTS['own_features'][1]   # since prototypes are not fitted
 
 def _rules_config(preset: str, sets: list[str], seed: int) -> RunConfig:
     "The configuration of a run that learns both rules; raises `InputError` where it would not."
-    config = scored_config(preset, [*sets, *_NO_PROTOTYPES, 'oracle=true', f'seed={seed}'])
+    config = scored_config(preset, [*sets, *_NO_OTHER_NETWORK, 'oracle=true', f'seed={seed}'])
     if config.target_labels:
         raise InputError("target_labels beside all labels of the target, which both rules are learnt from",
                          "a run without target_labels", "leave them out")

@@ -383,9 +383,10 @@ def _feed_rows(config: RunConfig, device: torch.device, steps: int) -> list[Row]
     "Seconds of a batch of the warm-up, and of the two of self-training."
     source, target = training_samples(open_domains(config), config).values()
     batch_size = stage_settings(WarmupSettings, config, 'warmup').batch_size
-    workers, rows = default_workers(device, batch_size * (source.sample_bytes + target.sample_bytes)), []
-    steps = max(steps, 4 * workers)   # batches come from all workers at about the same time
+    rows = []
     for name, samples in dict(warmup=[source], self_training=[source, target]).items():
+        workers = default_workers(device, batch_size * sum(each.sample_bytes for each in samples))
+        steps = max(steps, 4 * workers)   # batches come from all workers at about the same time
         seconds = _feed_seconds(samples, batch_size, workers, steps, device)
         rows.append(Row(f'{name}_batch', seconds, f's with {workers} workers a domain'))
     return rows

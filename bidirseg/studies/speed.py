@@ -35,9 +35,9 @@ from torch import Tensor, nn
 
 # %% ../../nbs/studies/04_speed.ipynb #1cf4f87a
 from ..core import check_name, cpu_count, is_accelerator, pick_device, stream
-from bidirseg.data import (
-    CITYSCAPES19, ImageSet, LabeledImageSet, Samples, TwoViews, augment, draw_scene, folder, images_only, read_batches,
-    survey)
+from ..data import (
+    CITYSCAPES19, ImageSet, LabeledImageSet, Samples, TwoViews, augment, draw_scene,
+    folder, images_only, read_batches, survey)
 from ..distillation import MultiScaleLabels
 from ..evaluation import ScoredImages, Scorer
 from ..mixture import ClassPrototypes, GaussianMixture, full_precision
@@ -449,7 +449,7 @@ def _training_seconds(stage: Stage, device: torch.device, turns: int) -> list[fl
         trainer.fit(loaders)
 
     works = [lambda: bare_loop(model, settings, normalised),
-             lambda: train(lambda start: [batches]),
+             lambda: train(lambda start: [(batch for batch in batches)]),
              lambda: train(loaders)]
     return _medians(works, device, turns)
 

@@ -407,8 +407,7 @@ def write(self: _TrainingLog, step: int, values: dict[str, float]):
 # %% ../../nbs/training/02_loop.ipynb #4e60ab85
 @patch
 def close(self: _TrainingLog):
-    "End the events, let go of the data workers, and note the seconds of a step in the stage's record."
-    self.progress = None   # or an error would keep them, and they the process
+    "End the events and note the seconds of a step in the stage's record."
     if self.events:
         self.events.close()
     if len(self.times) > 1:
@@ -492,8 +491,9 @@ def train_here(self: Trainer, loaders: Callable):
     feeds = loaders(self.step)
     self.try_step(feeds)
     log = _TrainingLog(self.stage, self.settings, self.step)
-    with self.at_work(), contextlib.closing(log):
-        for batches in log.bar(zip(*feeds)):
+    with self.at_work(), contextlib.closing(log), contextlib.ExitStack() as reading:
+        iterators = [reading.enter_context(contextlib.closing(iter(feed))) for feed in feeds]
+        for batches in log.bar(zip(*iterators)):
             lr = self.set_rate()
             self.optimizer.zero_grad(set_to_none=True)
             losses = self.add_gradients(batches)
