@@ -49,7 +49,7 @@ def transform():
             loaders = [TrainLoader(samples, 4, 0, 8, workers, device, *part)
                        for device in (torch.device('cpu'), accelerator.DEVICE)]
             for here, there in zip(*loaders, strict=True):
-                assert here.keys() == there.keys() > {'image', 'label', 'weight', 'index'}
+                assert here.keys() == there.keys() >= {'image', 'label', 'weight', 'index'}
                 assert there['weight'].device == there['image'].device == accelerator.DEVICE
                 assert all(torch.equal(here[name], there[name].cpu()) for name in here), change
 
