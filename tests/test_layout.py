@@ -2,6 +2,7 @@
 import ast
 import json
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,14 @@ def test_the_method_shows_one_run(root):
 def test_notebooks_are_small(root):
     for path in (root/'nbs').rglob('*.ipynb'):
         assert path.stat().st_size < 300 * 1024, f'{path.name}: {path.stat().st_size // 1024} KB'
+
+
+def test_no_stored_output_is_a_warning(root):
+    "Standard error holds warnings, with paths of the machine that ran the notebook."
+    for path in (root/'nbs').rglob('*.ipynb'):
+        for output in chain.from_iterable(cell.get('outputs', []) for cell in cells_of(path)):
+            text = ''.join(output.get('text', []))
+            assert output.get('name') != 'stderr', f'{path.name} stores {text[:80]!r}; take it out'
 
 
 def assigned(source: str) -> set[str]:   # names that a cell assigns at its top level
