@@ -71,6 +71,7 @@ _PART_VARIANTS = {   # name -> changes
     'maps_both': _with_maps(distance=True, entropy=True),
     'consistency_off': _changes(self_training=dict(consistency=0.)),
     'consistency_on': _changes(self_training=dict(consistency=30., ramp_steps=50)),
+    'label_weights_on': _changes(self_training=dict(label_weights=True)),
     'class_mix_off': _changes(self_training=dict(class_mix=False)),
     'class_mix_on': _changes(self_training=dict(class_mix=True)),
     'output_student': _changes(self_training=dict(output_model='student')),
@@ -81,8 +82,8 @@ _PART_VARIANTS = {   # name -> changes
 
 # %% ../../nbs/studies/01_ablation.ipynb #af882938
 _PUBLISHED_TRAINING = dict(
-    self_training=dict(source_weights=True, alpha=.1, beta=1., consistency=30., class_mix=False, bn_mode='both',
-                       adapt_bn=False, output_model='student'),
+    self_training=dict(source_weights=True, alpha=.1, beta=1., consistency=30., label_weights=False, class_mix=False,
+                       bn_mode='both', adapt_bn=False, output_model='student'),
     distillation=dict(source_weights=True, alpha=.1, beta=1., distillation=1., bn_mode='both', adapt_bn=False))
 _PUBLISHED_LABELS = dict(PAPER['pseudo_labels'], threshold=None, keep=.5)   # 100 belongs to another network
 

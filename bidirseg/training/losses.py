@@ -146,17 +146,20 @@ def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
                             target: Tensor,      # (b, h, w) train ids, 255 ignored
                             alpha: float = 0.1,  # share of the cross entropy
                             beta: float = 1.0,   # share of the reverse cross entropy
+                            weight: Tensor | None = None,   # (b, h, w) in [0, 1]; None: all pixels weigh 1
                             ) -> Tensor:         # scalar, nats
-    "Cross entropy and its reverse, over the valid pixels (published code)."
-    _check_maps(logits, target=target)
+    "Cross entropy and its reverse, a weighted mean over the valid pixels (without weights: published code)."
+    weight = torch.ones_like(target, dtype=torch.bool) if weight is None else weight
+    _check_maps(logits, target=target, weight=weight)
     valid = target != IGNORE
-    count = valid.sum().clamp(min=1)
+    counted = weight * valid
+    count = counted.sum().clamp(min=1)
     p = logits.softmax(1).clamp(1e-7, 1)
     label = torch.where(valid, target, 0).long()
     p_others = p.sum(1) - p.gather(1, label[:, None])[:, 0]
-    cross = _pixel_cross_entropy(logits, target).sum() / count
-    reverse = (-_LOG_OF_ZERO * p_others * valid).sum() / count
-    return (alpha * cross + beta * reverse) * process_share(valid)
+    cross = (_pixel_cross_entropy(logits, target) * counted).sum() / count
+    reverse = (-_LOG_OF_ZERO * p_others * counted).sum() / count
+    return (alpha * cross + beta * reverse) * process_share(counted)
 
 # %% ../../nbs/training/00_losses.ipynb #e26b1bc8
 def _kl_divergence(student_logits: Tensor,  # (b, classes, h, w)
