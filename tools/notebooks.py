@@ -78,7 +78,7 @@ def store(notebook: Path, cells: list[dict], fingerprint: str):
     content = json.loads(notebook.read_text(encoding='utf-8'))
     for cell, executed in zip(content['cells'], cells, strict=True):
         if cell['cell_type'] == 'code':
-            cell['outputs'] = executed['outputs']
+            cell['outputs'] = [output for output in executed['outputs'] if output.get('name') != 'stderr']
     content['metadata']['demo_run'] = fingerprint
     notebook.write_text(json.dumps(content), encoding='utf-8')
     cleaned = read_nb(notebook)

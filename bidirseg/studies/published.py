@@ -84,6 +84,8 @@ DEVIATIONS = [   # published code, here, reason
      '(`warmup.brightness_match`)', 'dusk is dark'),
     ('pseudo labels on target images', 'optionally on target images with source classes pasted in '
      '(`self_training.class_mix`)', 'objects of one domain in places of the other; no preset does so'),
+    ('all pseudo labels count alike', 'optionally by the probability that the teacher gives each '
+     '(`self_training.label_weights`)', 'labels stay, the teacher learns; no preset does so'),
     ('later stages get the student', 'optionally the average of its weights (`self_training.output_model`)',
      'a few hundred steps throw a student about'),
     ('two rounds of distillation', 'none in the small presets (`rounds`)',

@@ -153,7 +153,8 @@ def symmetric_cross_entropy(logits: Tensor,      # (b, classes, h, w)
     _check_maps(logits, target=target, weight=weight)
     valid = target != IGNORE
     counted = weight * valid
-    count = counted.sum().clamp(min=1)
+    count = counted.sum()
+    count = count + (count == 0)   # where nothing counts, 0 / 1
     p = logits.softmax(1).clamp(1e-7, 1)
     label = torch.where(valid, target, 0).long()
     p_others = p.sum(1) - p.gather(1, label[:, None])[:, 0]
