@@ -432,7 +432,8 @@ _VARIANTS = (
     'softmax_half', 'half', 'one_prototype', 'own_features', 'isotropic_single',
     'isotropic_multiple', 'anisotropic_single', 'anisotropic_multiple', 'adapted', 'both',
     'paper', 'brightness_off', 'maps_off', 'maps_distance', 'maps_both', 'consistency_off',
-    'consistency_on', 'label_weights_on', 'class_mix_off', 'class_mix_on', 'output_student', 'output_ema',
+    'consistency_on', 'label_weights_on', 'relabel_free', 'relabel_held', 'rare_classes_on', 'class_mix_off',
+    'class_mix_on', 'output_student', 'output_ema',
     'distillation_once', 'distillation_twice', 'distillation_none', 'full', 'labels_5',
     'labels_20', 'oracle')
 

@@ -17,8 +17,8 @@ from .core import InputError, check_name, check_range, pick_device
 from .data import STYLES, ImageSet, RandomStyleTransfer, Samples, augment, mean_brightness, measure_styles
 from .models import forward_domains, set_exposure_gain, update_bn
 from .runs import RunConfig, Stage, as_changes, open_stage
-from .training import (TrainSettings, class_weights, init_model, labelled_loss, labelled_target, save_outputs,
-                               supervised_loss, total_loss, train_stage)
+from .training import (TrainSettings, class_weights, init_model, labelled_loss, labelled_target,
+                               sample_rare_classes, save_outputs, supervised_loss, total_loss, train_stage)
 
 # %% ../nbs/02_warmup.ipynb #cd08c194
 BASELINES = ('source_only', 'oracle')
@@ -90,8 +90,10 @@ def _training_samples(stage: Stage) -> Samples:
     "The labelled images that a warm-up, a baseline or the oracle learns from."
     config, settings = stage.config, stage.settings
     if stage.name == 'oracle':
-        return stage.samples('oracle', augment(config.size, config.crop, settings.scale, settings.jitter))
-    return stage.samples('source', source_transform(settings, settings, stage.images('target'), config))
+        learnt = stage.samples('oracle', augment(config.size, config.crop, settings.scale, settings.jitter))
+    else:
+        learnt = stage.samples('source', source_transform(settings, settings, stage.images('target'), config))
+    return sample_rare_classes(stage, learnt)
 
 # %% ../nbs/02_warmup.ipynb #d47566f7
 @dataclass

@@ -97,6 +97,7 @@ class Samples(Dataset):
     role: str = 'source'                  # or 'target': each draws from a random stream of its own
     cache_mb: int = 256                   # resized images kept in memory, at most; data workers keep none
     weights: Callable | None = None       # (position, labels (h, w)) -> weight of each pixel (h, w) uint8, 255 is one
+    chances: Tensor | None = None         # (n,) of each image to be drawn for training; None: each once an epoch
 
     def __post_init__(self):
         self.size, self.maps = tuple(self.size), dict(self.maps)
@@ -153,13 +154,17 @@ class Batches:
     stop: int         # the step after the last
     part: int = 0     # of each batch, where several processes share it
     parts: int = 1
+    chances: Tensor | None = None   # (n,) of each image; None: each once an epoch
 
     def __len__(self):
         return self.stop - self.start
 
     def order(self, epoch: int) -> np.ndarray:   # (n,)
-        "All positions, shuffled."
-        return torch.randperm(self.n, generator=stream(self.seed, 'order', epoch)).numpy()
+        "All positions, shuffled; or as many drawn by their chances."
+        generator = stream(self.seed, 'order', epoch)
+        if self.chances is None:
+            return torch.randperm(self.n, generator=generator).numpy()
+        return torch.multinomial(self.chances, self.n, replacement=True, generator=generator).numpy()
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = lru_cache(1)(self.order)     # that of the current epoch is kept
@@ -196,7 +201,8 @@ class TrainLoader(DataLoader):
                  device: torch.device = torch.device('cpu'),   # of the network; an accelerator transforms the samples
                  part: int = 0, parts: int = 1):  # of each batch
         self.samples, self.device, self.on_accelerator = samples, device, is_accelerator(device)
-        batches = Batches(len(samples), batch_size, seed_of(samples.seed, samples.role), start, stop, part, parts)
+        seed = seed_of(samples.seed, samples.role)
+        batches = Batches(len(samples), batch_size, seed, start, stop, part, parts, samples.chances)
         what = replace(samples, cache_mb=0) if workers else samples
         super().__init__(replace(what, transform=None) if self.on_accelerator else what, batch_sampler=batches,
                          num_workers=workers, generator=stream(samples.seed, 'loader'),

@@ -49,16 +49,17 @@ from .processes import (
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'processes', 'deterministic', 'description', 'chosen_on',
                'rounds', 'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels', 'notebooks')
 
-def _moves_bits(setting: Field, config: RunConfig) -> bool:
-    "Whether a setting can change a result: it says if not, or which domain of the run it is about."
+def _moves_bits(setting: Field, value, config: RunConfig) -> bool:
+    "Whether a setting can change a result: it says if not, at which value not, or which domain of the run it is about."
     about = setting.metadata.get('domain')
-    return setting.metadata.get('bits', True) and (about is None or bool(getattr(config, about)))
+    is_off = 'off' in setting.metadata and value == setting.metadata['off']
+    return setting.metadata.get('bits', True) and not is_off and (about is None or bool(getattr(config, about)))
 
 def _stage_params(config: RunConfig, settings) -> dict:
     "What a stage's result depends on, of the run and of its own settings."
     shared = {name: value for name, value in asdict(config).items() if name not in _NOT_IN_KEY}
-    in_key = {f.name for f in fields(settings) if _moves_bits(f, config)}
-    own = {name: value for name, value in asdict(settings).items() if name in in_key}
+    values = asdict(settings)
+    own = {f.name: values[f.name] for f in fields(settings) if _moves_bits(f, values[f.name], config)}
     return {**shared, **own}   # a stage may have a backbone and weights of its own
 
 # %% ../../nbs/runs/02_stage.ipynb #fc889411

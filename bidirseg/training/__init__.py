@@ -10,8 +10,9 @@ import lazy_loader
 
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'loop': ['TrainSettings', 'Trainer', 'draw_training', 'init_model', 'make_loaders', 'make_optimizer',
-        'labelled_target', 'save_outputs', 'train_stage', 'update_ema'],
+        'labelled_target', 'sample_rare_classes', 'save_outputs', 'train_stage', 'update_ema'],
     'losses': ['class_weights', 'consistency_loss', 'distillation_loss', 'labelled_loss', 'poly_schedule', 'ramp_up',
-        'source_loss', 'supervised_loss', 'symmetric_cross_entropy', 'total_loss', 'weighted_cross_entropy'],
+        'rare_class_chances', 'source_loss', 'supervised_loss', 'symmetric_cross_entropy', 'total_loss',
+        'weighted_cross_entropy'],
     'model_selection': ['CRITERIA', 'CheckpointTracker'],
 })

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'TrainSettings', 'make_optimizer', 'make_loaders', 'Trainer', 'draw_training', 'end_soon', 'update_ema',
-           'init_model', 'labelled_target', 'train_stage', 'save_outputs']
+           'init_model', 'labelled_target', 'sample_rare_classes', 'train_stage', 'save_outputs']
 
 # %% ../../nbs/training/02_loop.ipynb #90d35dc7
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Callable, Iterable, Iterator
 import contextlib
@@ -39,7 +40,7 @@ from bidirseg.runs.processes import (
     world_size)
 from .distributed import BatchInParts, average_gradients, check_processes
 from .distributed import mean_over_processes, use_global_batch_norm
-from .losses import poly_schedule
+from .losses import poly_schedule, rare_class_chances
 from .memory import check_memory
 
 # %% ../../nbs/training/02_loop.ipynb #c95e9033
@@ -57,6 +58,7 @@ class TrainSettings(StageSettings):
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation
     class_balance: float = 0.0       # 0: all source pixels count alike; 1: all classes do
+    rare_class_sampling: float = field(default=0.0, metadata=dict(off=0.0))   # temperature; 0: all images alike
     target_labels_weight: float = field(default=1.0, metadata=dict(domain='target_labels'))   # of their loss, if any
     checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
     workers: 'int | None' = field(default=None, metadata=dict(bits=False))   # data workers; none: chosen for the device
@@ -83,7 +85,8 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
-    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'workers', 'lr'), 0)
+    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'rare_class_sampling',
+                           'workers', 'lr'), 0)
     for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr'):
         value = getattr(settings, name)
         if value <= 0:
@@ -607,6 +610,22 @@ def labelled_target(stage: Stage, exposure_gain: float = 1.0) -> list[Samples]: 
     config, settings = stage.config, stage.settings
     transform = augment(config.size, config.crop, settings.scale, settings.jitter)
     return [stage.samples('target_labels', transform, exposure_gain=exposure_gain)]
+
+# %% ../../nbs/training/02_loop.ipynb #b1c90e05
+def _count_classes(num_classes: int, i: int, label: Tensor) -> list[int]:
+    "The pixels of each class in the label map of image `i`."
+    return torch.bincount(label.flatten(), minlength=256)[:num_classes].tolist()
+
+def sample_rare_classes(stage: Stage, samples: Samples,   # labelled
+                        ) -> Samples:                     # the same, with the chances of each image
+    "Images with rare classes more often, where the stage's settings say so."
+    temperature = stage.settings.rare_class_sampling
+    if not temperature:
+        return samples
+    count = partial(_count_classes, len(stage.label_space))
+    counts = stage.each_image('class counts', samples, itemgetter('label'), count)
+    return replace(samples, chances=rare_class_chances(torch.tensor(list(counts)), temperature))
+
 
 # %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
 def train_stage(stage: Stage, model: nn.Module,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['poly_schedule', 'cross_entropy', 'labelled_loss', 'supervised_loss', 'class_balanced_weights', 'class_weights',
-           'weighted_cross_entropy', 'source_loss', 'symmetric_cross_entropy', 'consistency_loss', 'distillation_loss',
-           'total_loss', 'ramp_up']
+           'rare_class_chances', 'weighted_cross_entropy', 'source_loss', 'symmetric_cross_entropy', 'consistency_loss',
+           'distillation_loss', 'total_loss', 'ramp_up']
 
 # %% ../../nbs/training/00_losses.ipynb #c923103b
 import math
@@ -102,6 +102,18 @@ def class_weights(samples: Samples,      # with label maps
     for batch in read_batches(samples, spaced_indices(len(samples), most), device=device):
         counts += np.bincount(batch['label'].numpy().ravel(), minlength=256)
     return class_balanced_weights(torch.from_numpy(counts[:num_classes]), power).to(device)
+
+# %% ../../nbs/training/00_losses.ipynb #b1c90e02
+def rare_class_chances(counts: Tensor,      # (images, classes) pixels of each class
+                       temperature: float,  # T, more than 0
+                       ) -> Tensor:         # (images,) float64, their sum is one
+    "How likely each image is drawn where images with rare classes are drawn more often."
+    counts = counts.double()
+    holds = counts > 0.001 * counts.sum(1, keepdim=True)
+    share = counts.sum(0) / counts.sum().clamp(min=1)
+    chance = torch.where(holds.any(0), (1 - share) / temperature, -torch.inf).softmax(0)   # of a class
+    return (holds * chance / holds.sum(0).clamp(min=1)).sum(1)
+
 
 # %% ../../nbs/training/00_losses.ipynb #51461a58
 def _check_maps(logits: Tensor,   # (b, classes, h, w)
