@@ -33,12 +33,11 @@ _all_ = ['consistency_loss', 'distillation_loss', 'poly_schedule', 'symmetric_cr
 # %% ../nbs/06_self_training.ipynb #a1c90e02
 @torch.no_grad()
 def ask_teacher(teacher: nn.Module,
-                image: Tensor,   # (b, 3, h, w) that the student sees, normalised
-                label: Tensor,   # (b, h, w)
-                ) -> Tensor:     # (b, classes, h, w) logits
-    "What the teacher says about each pixel that may have a label."
-    return upsample(teacher(image).logits.float(), label.shape[-2:])
-
+                image: Tensor,          # (b, 3, h, w) that the student sees, normalised
+                size: tuple[int, int],  # of the labels
+                ) -> Tensor:            # (b, classes, *size)
+    "The teacher's logits at the size of the labels."
+    return upsample(teacher(image).logits.float(), size)
 
 # %% ../nbs/06_self_training.ipynb #1786812d
 def teacher_confidence(teacher_logits: Tensor,  # (b, classes, h, w) on the image that the student sees
@@ -51,15 +50,15 @@ def teacher_confidence(teacher_logits: Tensor,  # (b, classes, h, w) on the imag
 
 # %% ../nbs/06_self_training.ipynb #a1c90e05
 def labels_made_anew(teacher_logits: Tensor,  # (b, classes, h, w) on the image that the student sees
-                     label: Tensor,           # (b, h, w) train ids, 255: none
+                     label: Tensor,           # (b, h, w) train ids, 255 ignored
                      margin: float,           # m, nats, at least 0
-                     ) -> Tensor:             # (b, h, w) train ids
-    "The teacher's labels; a pseudo label stays unless another class is ahead of it by more than the margin."
-    labelled = label != IGNORE
-    some = torch.where(labelled, label, 0).long()
+                     ) -> Tensor:             # (b, h, w) train ids, 255 where there was no label
+    "The label stays unless the teacher's class is ahead of it by more than the margin."
+    valid = label != IGNORE
+    some = torch.where(valid, label, 0).long()
     of_label = teacher_logits.gather(1, some[:, None])[:, 0]
-    highest, answer = teacher_logits.max(1)
-    return torch.where(labelled & (highest - of_label <= margin), some, answer)
+    highest, of_teacher = teacher_logits.max(1)
+    return torch.where(valid & (highest - of_label > margin), of_teacher, label)
 
 # %% ../nbs/06_self_training.ipynb #33a9389e
 def _check_output(output_model: str, model_selection: str):
@@ -83,7 +82,7 @@ class SelfTrainingSettings(TrainSettings):
     ema_decay: float = 0.999        # of the teacher
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
     label_weights: bool = False     # weigh pseudo labels by the probability that the teacher gives them
-    relabel: 'float | None' = field(default=None, metadata=dict(off=None))   # lead of a label, nats; none: it stays
+    relabel_margin: 'float | None' = field(default=None, metadata=dict(off=None))   # nats; none: labels stay
     class_mix: bool = False         # learn pseudo labels on images with source classes pasted into them
     bn_mode: str = 'target'         # images that move the batch-norm statistics: target, both (published), fixed, joint
     adapt_bn: bool = False          # hand the model on with batch-norm statistics of whole target images
@@ -93,10 +92,8 @@ class SelfTrainingSettings(TrainSettings):
     def __post_init__(self):
         super().__post_init__()
         check_name(self.bn_mode, BN_MODES, 'bn_mode')
-        check_range(self, ('alpha', 'beta', 'consistency', 'ramp_steps'), 0)
+        check_range(self, ('alpha', 'beta', 'consistency', 'ramp_steps', 'relabel_margin'), 0)
         check_range(self, ('ema_decay', 'cutout'), 0, 1)
-        if self.relabel is not None:
-            check_range(self, ['relabel'], 0)
         _check_output(self.output_model, self.model_selection)
 
     def inputs(self, stage) -> list[str]:
@@ -129,16 +126,15 @@ def disagreement(teacher: nn.Module, view_logits: Tensor,   # of the student on 
 
 # %% ../nbs/06_self_training.ipynb #a1c90e07
 def revise_labels(settings: SelfTrainingSettings, teacher: nn.Module,
-                  image: Tensor, label: Tensor,     # that the student sees (b, 3, h, w), (b, h, w)
+                  image: Tensor, label: Tensor,        # that the student sees (b, 3, h, w), (b, h, w)
                   ) -> tuple[Tensor, Tensor | None]:   # labels and their weights (b, h, w)
     "The labels that are learnt, and what each counts; None: all the same."
-    if settings.relabel is None and not settings.label_weights:
+    if settings.relabel_margin is None and not settings.label_weights:
         return label, None
-    says = ask_teacher(teacher, image, label)
-    if settings.relabel is not None:
-        label = labels_made_anew(says, label, settings.relabel)
-    return label, teacher_confidence(says, label) if settings.label_weights else None
-
+    teacher_logits = ask_teacher(teacher, image, label.shape[-2:])
+    if settings.relabel_margin is not None:
+        label = labels_made_anew(teacher_logits, label, settings.relabel_margin)
+    return label, teacher_confidence(teacher_logits, label) if settings.label_weights else None
 
 # %% ../nbs/06_self_training.ipynb #014c7cef
 @dataclass

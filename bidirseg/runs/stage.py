@@ -49,18 +49,22 @@ from .processes import (
 _NOT_IN_KEY = ('settings', 'evaluation', 'device', 'threads', 'processes', 'deterministic', 'description', 'chosen_on',
                'rounds', 'oracle', 'preset', 'data_root', 'keep_maps', 'target_labels', 'notebooks')
 
-def _moves_bits(setting: Field, value, config: RunConfig) -> bool:
-    "Whether a setting can change a result: it says if not, at which value not, or which domain of the run it is about."
+def _moves_bits(setting: Field, config: RunConfig) -> bool:
+    "Whether a setting can change a result: it says if not, or which domain of the run it is about."
     about = setting.metadata.get('domain')
-    is_off = 'off' in setting.metadata and value == setting.metadata['off']
-    return setting.metadata.get('bits', True) and not is_off and (about is None or bool(getattr(config, about)))
+    return setting.metadata.get('bits', True) and (about is None or bool(getattr(config, about)))
 
 def _stage_params(config: RunConfig, settings) -> dict:
     "What a stage's result depends on, of the run and of its own settings."
     shared = {name: value for name, value in asdict(config).items() if name not in _NOT_IN_KEY}
-    values = asdict(settings)
-    own = {f.name: values[f.name] for f in fields(settings) if _moves_bits(f, values[f.name], config)}
+    in_key = {f.name for f in fields(settings) if _moves_bits(f, config)}
+    own = {name: value for name, value in asdict(settings).items() if name in in_key}
     return {**shared, **own}   # a stage may have a backbone and weights of its own
+
+def _switched_off(settings) -> set[str]:
+    "The switches that are off: settings that name the value at which they change nothing, and have it."
+    return {f.name for f in fields(settings)
+            if 'off' in f.metadata and getattr(settings, f.name) == f.metadata['off']}
 
 # %% ../../nbs/runs/02_stage.ipynb #fc889411
 def _weight_files(params: dict) -> dict[str, str]:   # name -> fingerprint
@@ -645,7 +649,8 @@ def fingerprint_inputs(self: Stage) -> dict[str, str]:   # name -> fingerprint
 def is_complete(self: Stage) -> bool:
     "Whether the folder holds the work of these settings on these inputs, complete and unchanged."
     self.inputs = self.fingerprint_inputs()
-    self.key = work_key(self.params, self.inputs)
+    off = _switched_off(self.settings)
+    self.key = work_key({name: value for name, value in self.params.items() if name not in off}, self.inputs)
     return _is_complete(self.dir, self.key)
 
 

@@ -72,9 +72,9 @@ _PART_VARIANTS = {   # name -> changes
     'consistency_off': _changes(self_training=dict(consistency=0.)),
     'consistency_on': _changes(self_training=dict(consistency=30., ramp_steps=50)),
     'label_weights_on': _changes(self_training=dict(label_weights=True)),
-    'relabel_free': _changes(self_training=dict(relabel=0.)),
-    'relabel_held': _changes(self_training=dict(relabel=3.)),
-    'rare_classes_on': _changes(training=dict(rare_class_sampling=.01)),
+    'relabel_free': _changes(self_training=dict(relabel_margin=0.)),
+    'relabel_held': _changes(self_training=dict(relabel_margin=3.)),
+    'rare_classes_on': _changes(training=dict(rare_class_temperature=.01)),
     'class_mix_off': _changes(self_training=dict(class_mix=False)),
     'class_mix_on': _changes(self_training=dict(class_mix=True)),
     'output_student': _changes(self_training=dict(output_model='student')),
@@ -84,10 +84,13 @@ _PART_VARIANTS = {   # name -> changes
 }
 
 # %% ../../nbs/studies/01_ablation.ipynb #af882938
+_ALL_ALIKE = dict(rare_class_temperature=None)   # source images
 _PUBLISHED_TRAINING = dict(
-    self_training=dict(source_weights=True, alpha=.1, beta=1., consistency=30., label_weights=False, class_mix=False,
-                       bn_mode='both', adapt_bn=False, output_model='student'),
-    distillation=dict(source_weights=True, alpha=.1, beta=1., distillation=1., bn_mode='both', adapt_bn=False))
+    warmup=_ALL_ALIKE,
+    self_training=dict(_ALL_ALIKE, source_weights=True, alpha=.1, beta=1., consistency=30., label_weights=False,
+                       relabel_margin=None, class_mix=False, bn_mode='both', adapt_bn=False, output_model='student'),
+    distillation=dict(_ALL_ALIKE, source_weights=True, alpha=.1, beta=1., distillation=1., bn_mode='both',
+                      adapt_bn=False))
 _PUBLISHED_LABELS = dict(PAPER['pseudo_labels'], threshold=None, keep=.5)   # 100 belongs to another network
 
 VARIANTS = {   # name -> the last stage, changes

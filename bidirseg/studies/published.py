@@ -87,9 +87,10 @@ DEVIATIONS = [   # published code, here, reason
     ('all pseudo labels count alike', 'optionally by the probability that the teacher gives each '
      '(`self_training.label_weights`)', 'labels stay, the teacher learns; no preset does so'),
     ('pseudo labels stay as they are',
-     'optionally the teacher makes them anew, held back by them (`self_training.relabel`)',
-     'the same; no preset does so'),
-    ('source images all as often', 'optionally those with rare classes more often (`training.rare_class_sampling`)',
+     'optionally the teacher makes them anew, held back by them (`self_training.relabel_margin`)',
+     'labels stay, the teacher learns; no preset does so'),
+    ('every source image as often as another',
+     'optionally those with rare classes more often (`training.rare_class_temperature`)',
      'a few hundred steps see rare classes seldom; no preset does so'),
     ('later stages get the student', 'optionally the average of its weights (`self_training.output_model`)',
      'a few hundred steps throw a student about'),

@@ -58,7 +58,7 @@ class TrainSettings(StageSettings):
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation
     class_balance: float = 0.0       # 0: all source pixels count alike; 1: all classes do
-    rare_class_sampling: float = field(default=0.0, metadata=dict(off=0.0))   # temperature; 0: all images alike
+    rare_class_temperature: 'float | None' = field(default=None, metadata=dict(off=None))   # none: all images alike
     target_labels_weight: float = field(default=1.0, metadata=dict(domain='target_labels'))   # of their loss, if any
     checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
     workers: 'int | None' = field(default=None, metadata=dict(bits=False))   # data workers; none: chosen for the device
@@ -85,11 +85,10 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
-    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'rare_class_sampling',
-                           'workers', 'lr'), 0)
-    for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr'):
+    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'workers', 'lr'), 0)
+    for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr', 'rare_class_temperature'):
         value = getattr(settings, name)
-        if value <= 0:
+        if value is not None and value <= 0:
             raise InputError(f"{name}={value}", "more than zero", f"raise {name}")
     if settings.accumulate > settings.batch_size:
         raise InputError(f"accumulate={settings.accumulate} for batch_size={settings.batch_size}",
@@ -619,13 +618,13 @@ def _count_classes(num_classes: int, i: int, label: Tensor) -> list[int]:
 def sample_rare_classes(stage: Stage, samples: Samples,   # labelled
                         ) -> Samples:                     # the same, with the chances of each image
     "Images with rare classes more often, where the stage's settings say so."
-    temperature = stage.settings.rare_class_sampling
-    if not temperature:
+    temperature = stage.settings.rare_class_temperature
+    if temperature is None:
         return samples
+    as_they_are = replace(samples, weights=None, cache_mb=0)   # each is read once
     count = partial(_count_classes, len(stage.label_space))
-    counts = stage.each_image('class counts', samples, itemgetter('label'), count)
+    counts = stage.each_image('class counts', as_they_are, itemgetter('label'), count)
     return replace(samples, chances=rare_class_chances(torch.tensor(list(counts)), temperature))
-
 
 # %% ../../nbs/training/02_loop.ipynb #fb4cf8c9
 def train_stage(stage: Stage, model: nn.Module,

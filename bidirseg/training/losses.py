@@ -108,12 +108,14 @@ def rare_class_chances(counts: Tensor,      # (images, classes) pixels of each c
                        temperature: float,  # T, more than 0
                        ) -> Tensor:         # (images,) float64, their sum is one
     "How likely each image is drawn where images with rare classes are drawn more often."
+    if not counts.any():
+        raise InputError(f"no labelled pixel in {len(counts)} images", "labels of the run's classes",
+                         "check the label maps and how they are mapped")
     counts = counts.double()
     holds = counts > 0.001 * counts.sum(1, keepdim=True)
-    share = counts.sum(0) / counts.sum().clamp(min=1)
-    chance = torch.where(holds.any(0), (1 - share) / temperature, -torch.inf).softmax(0)   # of a class
-    return (holds * chance / holds.sum(0).clamp(min=1)).sum(1)
-
+    share = counts.sum(0) / counts.sum()
+    of_class = torch.where(holds.any(0), (1 - share) / temperature, -torch.inf).softmax(0)
+    return (holds * of_class / holds.sum(0).clamp(min=1)).sum(1)
 
 # %% ../../nbs/training/00_losses.ipynb #51461a58
 def _check_maps(logits: Tensor,   # (b, classes, h, w)
