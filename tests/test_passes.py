@@ -27,7 +27,7 @@ from bidirseg.pipeline.stages import configure, stage_spec
 from bidirseg.runs import Stage, open_stage, small_run, stage_dir, start_run
 from bidirseg.runs.hosts import dismiss, follow, lead
 from bidirseg.runs.processes import HOSTS, launch, pack, rank, unpack, world_size
-from bidirseg.training import TrainSettings
+from bidirseg.training import TrainSettings, sample_rare_classes
 
 SHARED = ('prototypes', 'pseudo_labels', 'reweighting', 'evaluation')   # stages whose outputs come of passes alone
 TRAINED = ('warmup', 'prototypes', 'pseudo_labels', 'reweighting', 'self_training', 'distillation_1', 'evaluation')
@@ -267,6 +267,18 @@ def test_each_process_has_the_threads_of_one(tmp_path):
         found = set(stage.each_image('threads', stage.samples('source'), threads_of_process, lambda i, n: n))
         torch.set_num_threads(1)
     assert found == {stage.threads} and stage.extra['processes'] == 2
+
+
+def test_two_processes_draw_rare_classes_as_one(tmp_path):
+    chances = []
+    for processes in (1, 2):
+        rare_first = dict(rare_class_temperature=.01)
+        with open_stage(small_run(tmp_path/f'{processes}', processes=processes), 'warmup', TrainSettings,
+                        rare_first) as stage:
+            chances.append(sample_rare_classes(stage, stage.samples('source')).chances)
+            assert stage.extra.get('processes', 1) == processes
+    assert torch.equal(*chances)
+    assert len(set(chances[0].tolist())) > 1
 
 
 KINDS = 'diag', 'full', 'tied', 'spherical'
