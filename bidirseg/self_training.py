@@ -8,7 +8,7 @@ __all__ = ['ask_teacher', 'teacher_confidence', 'labels_made_anew', 'SelfTrainin
            'distillation_loss', 'poly_schedule', 'symmetric_cross_entropy', 'weighted_cross_entropy']
 
 # %% ../nbs/06_self_training.ipynb #cf48c536
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from .data import IGNORE, Samples, TwoViews, augment, classmix, read_maps
 from .mixture import ClassPrototypes
 from .models import BN_MODES, forward_domains, update_bn, upsample
 from .reweighting import load_weights
-from .runs import Stage, open_stage, stage_settings
+from .runs import Stage, open_stage, stage_settings, switch
 from .training import (CRITERIA, CheckpointTracker, TrainSettings, class_weights, consistency_loss,
                                labelled_loss, labelled_target, ramp_up, sample_rare_classes, save_outputs, source_loss,
                                symmetric_cross_entropy, total_loss, train_stage, update_ema)
@@ -82,7 +82,7 @@ class SelfTrainingSettings(TrainSettings):
     ema_decay: float = 0.999        # of the teacher
     cutout: float = 0.2             # side of the cut-out box, as a share of the width
     label_weights: bool = False     # weigh pseudo labels by the probability that the teacher gives them
-    relabel_margin: 'float | None' = field(default=None, metadata=dict(off=None))   # nats; none: labels stay
+    relabel_margin: 'float | None' = switch()   # nats of lead by which the teacher overrules a label; none: never
     class_mix: bool = False         # learn pseudo labels on images with source classes pasted into them
     bn_mode: str = 'target'         # images that move the batch-norm statistics: target, both (published), fixed, joint
     adapt_bn: bool = False          # hand the model on with batch-norm statistics of whole target images

@@ -11,7 +11,7 @@ import lazy_loader
 __getattr__, __dir__, _ = lazy_loader.attach(__name__, submod_attrs={
     'config': ['RunConfig', 'StageSettings', 'as_changes', 'full_paths', 'given_parameters', 'label_space',
         'changed_settings', 'load_preset', 'load_run', 'make_settings', 'parse_value', 'preset_names', 'presets_table',
-        'run_line', 'setting_keys', 'stage_dir', 'stage_kind', 'stage_names', 'stage_settings', 'start_run'],
+        'run_line', 'setting_keys', 'stage_dir', 'stage_kind', 'stage_names', 'stage_settings', 'start_run', 'switch'],
     'domains': ['open_domains', 'open_images', 'small_run', 'supervision_text'],
     'notebooks': ['STAGE_NOTEBOOKS', 'changed_notebook', 'check_notebooks', 'copy_notebooks', 'notebooks_folder',
         'package_notebook', 'stage_notebook'],

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['parse_value', 'as_changes', 'make_settings', 'RunConfig', 'stage_names', 'label_space', 'preset_names', 'load_preset',
-           'stage_kind', 'StageSettings', 'setting_keys', 'stage_settings', 'given_parameters', 'presets_table',
-           'full_paths', 'load_run', 'check_run_dir', 'start_run', 'run_line', 'changed_settings', 'stage_dir']
+           'stage_kind', 'StageSettings', 'switch', 'setting_keys', 'stage_settings', 'given_parameters',
+           'presets_table', 'full_paths', 'load_run', 'check_run_dir', 'start_run', 'run_line', 'changed_settings',
+           'stage_dir']
 
 # %% ../../nbs/runs/00_config.ipynb #ee7c977b
 import copy
@@ -320,6 +321,11 @@ class StageSettings:
     def inputs(self, stage) -> list[str]:   # of a `Stage`
         "What the stage reads: domains such as 'target', and artefacts such as 'warmup/model.pt'."
         return []
+
+# %% ../../nbs/runs/00_config.ipynb #c1d90e02
+def switch() -> Any:   # a field of a dataclass
+    "The field of a setting that changes nothing while it is None."
+    return field(default=None, metadata=dict(switch=True))
 
 # %% ../../nbs/runs/00_config.ipynb #ffc4adb1
 def setting_keys(cls: type, config: RunConfig, stage: str) -> dict[str, str]:   # name -> table.name

@@ -62,9 +62,8 @@ def _stage_params(config: RunConfig, settings) -> dict:
     return {**shared, **own}   # a stage may have a backbone and weights of its own
 
 def _switched_off(settings) -> set[str]:
-    "The switches that are off: settings that name the value at which they change nothing, and have it."
-    return {f.name for f in fields(settings)
-            if 'off' in f.metadata and getattr(settings, f.name) == f.metadata['off']}
+    "The switches that are off, and so change nothing."
+    return {f.name for f in fields(settings) if f.metadata.get('switch') and getattr(settings, f.name) is None}
 
 # %% ../../nbs/runs/02_stage.ipynb #fc889411
 def _weight_files(params: dict) -> dict[str, str]:   # name -> fingerprint

@@ -34,7 +34,7 @@ from ..data import LabelSpace, Samples, TrainLoader, augment, default_workers
 from ..mixture.em import gather_objects
 from ..models import build_model, keep_maps, label_maps, parameter_groups, save_checkpoint, to_device
 from ..plots import color_legend, image_grid, save_figure, save_pictures, thumbnail
-from ..runs import RunConfig, Stage, StageSettings, label_space
+from ..runs import RunConfig, Stage, StageSettings, label_space, switch
 from bidirseg.runs.processes import (
     first_speaks, from_first, launch, own_device, pack, processes_in_all, rank, starts_processes, unpack,
     world_size)
@@ -58,7 +58,7 @@ class TrainSettings(StageSettings):
     scale: list = (0.5, 1.5)         # random resize
     jitter: float = 0.5              # brightness, contrast, saturation
     class_balance: float = 0.0       # 0: all source pixels count alike; 1: all classes do
-    rare_class_temperature: 'float | None' = field(default=None, metadata=dict(off=None))   # none: all images alike
+    rare_class_temperature: 'float | None' = switch()   # the lower, the more often rare classes; none: images alike
     target_labels_weight: float = field(default=1.0, metadata=dict(domain='target_labels'))   # of their loss, if any
     checkpoint_every: int = 100      # steps between checkpoints; a killed run goes on from the last one
     workers: 'int | None' = field(default=None, metadata=dict(bits=False))   # data workers; none: chosen for the device
@@ -85,11 +85,12 @@ def _check_train_settings(settings: TrainSettings):
     if settings.target_labels_weight < 0:
         raise InputError(f"target_labels_weight={settings.target_labels_weight}", "0 or more",
                          "set target_labels_weight=1")
-    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'workers', 'lr'), 0)
-    for name in ('steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr', 'rare_class_temperature'):
+    positive = 'steps', 'batch_size', 'accumulate', 'checkpoint_every', 'lr', 'rare_class_temperature'
+    for name in positive:
         value = getattr(settings, name)
         if value is not None and value <= 0:
             raise InputError(f"{name}={value}", "more than zero", f"raise {name}")
+    check_range(settings, ('head_multiplier', 'weight_decay', 'warmup_steps', 'jitter', 'workers', *positive), 0)
     if settings.accumulate > settings.batch_size:
         raise InputError(f"accumulate={settings.accumulate} for batch_size={settings.batch_size}",
                          "an image of each domain in each part", f"set accumulate={settings.batch_size}")
