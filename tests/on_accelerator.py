@@ -55,7 +55,7 @@ def transform():
 
 
 def run(preset: str, run_dir: Path, device: str):
-    config = configure(preset, [f'device={device}', 'training.rare_class_temperature=.01',
+    config = configure(preset, [f'device={device}', 'training.rare_class_temperature=0.01',
                                 'training.lr=1e-4'])   # by which steps amplify no last bits
     start_run(run_dir, config)
     for name in stage_names(config):

@@ -98,6 +98,8 @@ def _type_fix(key: str, value, annotation: str, default) -> str:
     "How a value of the wrong type is mended."
     if 'str' in annotation and isinstance(value, (int, float)):
         return f"""put it in quotes; in a shell: --set '{key}="{value}"'"""
+    if 'float' in annotation and isinstance(value, str) and re.fullmatch(r'[+-]?(\.\d+|\d+\.)', value):
+        return f"digits on both sides of the point, {key}={float(value)}"
     example = 'text' if default == '' else default
     return f"for instance {key}={_as_text(example).replace(', ', ',')}"
 
