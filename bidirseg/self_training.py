@@ -40,13 +40,16 @@ def ask_teacher(teacher: nn.Module,
     return upsample(teacher(image).logits.float(), size)
 
 # %% ../nbs/06_self_training.ipynb #1786812d
+def _of_label(scores: Tensor, label: Tensor) -> Tensor:   # (b, classes, h, w), (b, h, w) -> (b, h, w)
+    "What each label scores; anything where there is none."
+    some = torch.where(label != IGNORE, label, 0).long()
+    return scores.gather(1, some[:, None])[:, 0]
+
 def teacher_confidence(teacher_logits: Tensor,  # (b, classes, h, w) on the image that the student sees
                        label: Tensor,           # (b, h, w) train ids, 255 ignored
                        ) -> Tensor:             # (b, h, w) in [0, 1]; 0 where there is no label
     "The probability that the teacher gives each label."
-    valid = label != IGNORE
-    some = torch.where(valid, label, 0).long()
-    return teacher_logits.softmax(1).gather(1, some[:, None])[:, 0] * valid
+    return _of_label(teacher_logits.softmax(1), label) * (label != IGNORE)
 
 # %% ../nbs/06_self_training.ipynb #a1c90e05
 def labels_made_anew(teacher_logits: Tensor,  # (b, classes, h, w) on the image that the student sees
@@ -54,11 +57,9 @@ def labels_made_anew(teacher_logits: Tensor,  # (b, classes, h, w) on the image 
                      margin: float,           # m, nats, at least 0
                      ) -> Tensor:             # (b, h, w) train ids, 255 where there was no label
     "The label stays unless the teacher's class is ahead of it by more than the margin."
-    valid = label != IGNORE
-    some = torch.where(valid, label, 0).long()
-    of_label = teacher_logits.gather(1, some[:, None])[:, 0]
     highest, of_teacher = teacher_logits.max(1)
-    return torch.where(valid & (highest - of_label > margin), of_teacher, label)
+    overruled = highest - _of_label(teacher_logits, label) > margin
+    return torch.where(overruled & (label != IGNORE), of_teacher, label)
 
 # %% ../nbs/06_self_training.ipynb #33a9389e
 def _check_output(output_model: str, model_selection: str):
